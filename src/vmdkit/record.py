@@ -4,7 +4,7 @@
 
 ::
 
-    class Marker(Record, order="<", size=512):
+    class Marker(Record, endian="<", size=512):
         \"\"\"...\"\"\"
         sectors: Sectors64     # on disk a sector count, in Python bytes
         size: U32
@@ -35,16 +35,16 @@ Sectors64 = Annotated[int, "Q", SECTOR]
 
 @dataclass_transform(kw_only_default=True)
 class Record:
-    """Base of every binary layout; subclasses give ``order`` (``<`` or ``>``) and ``size`` in bytes."""
+    """Base of every binary layout; subclasses give ``endian`` (``<`` or ``>``) and ``size`` in bytes."""
 
     _struct: ClassVar[struct.Struct]
     _fields: ClassVar[dict[str, tuple[str, int]]]  # name -> (struct code, scale)
     _offsets: ClassVar[dict[str, int]]
 
-    def __init_subclass__(cls, *, order: str, size: int) -> None:
+    def __init_subclass__(cls, *, endian: str, size: int) -> None:
         super().__init_subclass__()
         hints = get_type_hints(cls, include_extras=True)
-        cls._fields, cls._offsets, code = {}, {}, order
+        cls._fields, cls._offsets, code = {}, {}, endian
         for name in cls.__annotations__:
             metadata = getattr(hints[name], "__metadata__", None)
             if metadata is None:

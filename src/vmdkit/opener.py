@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Turn what a user names into a Device: the one door of the library, ``vmdkit.open``.
+
+A path is opened as a VMDK; raw bytes have to be asked for, never guessed: what a guest can write into a raw disk
+would otherwise choose how its host reads it (users spec, A5).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from vmdkit.errors import UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmdkit.device import Device
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_DIRECTORIES = ("primary", "redundant")
+
+
+def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
+    location: str | os.PathLike[str],
+    *,
+    writable: bool = False,
+    raw: bool = False,
+    salvage: bool = False,
+    single_link: bool = False,
+    untrusted: bool = False,
+    allow_paths: Sequence[str] = (),
+    directory: str = "primary",
+    ignore_cid: bool = False,
+    ignore_journal: bool = False,
+) -> Device:
+    """Open a disk and return it as a Device.
+
+    ``raw`` takes the file as plain bytes. ``salvage`` reads a cut-off stream by walking its grains; ``single_link``
+    leaves parents out; ``untrusted`` allows single-file images only; ``allow_paths`` are directories, besides its
+    own, whose files an image may name; ``directory`` chooses the copy of the grain tables (``primary`` or
+    ``redundant``); ``ignore_cid`` and ``ignore_journal`` accept what is otherwise refused.
+
+    Raises FormatError for damage, UnsupportedError for what cannot be read, ChainError for parents, GateError for
+    names that lead elsewhere, OSError for files; each says which file and where.
+    """
+    path = os.fspath(location)
+    scheme = _SCHEME.match(path)
+    if scheme is not None:
+        raise UnsupportedError(f"no disks are opened by {scheme[1]}:// addresses; give a path", path=path)
+    if directory not in _DIRECTORIES:
+        raise UsageError(f"directory is {directory!r}; 'primary' or 'redundant' are the copies there are")
+    if raw:
+        from vmdkit.storage.file import open_file  # on use: importing vmdkit has to stay cheap
+
+        return open_file(path, writable=writable)
+    from vmdkit.finder import find, gate_for
+    from vmdkit.vmdk.image import Options, open_image
+
+    options = Options(
+        salvage=salvage,
+        single_link=single_link,
+        redundant=directory == "redundant",
+        ignore_cid=ignore_cid,
+        ignore_journal=ignore_journal,
+        untrusted=untrusted,
+        writable=writable,
+    )
+    storage, text = find(path, untrusted=untrusted)
+    return open_image(storage, text, gate_for(untrusted=untrusted, allow_paths=allow_paths), options)

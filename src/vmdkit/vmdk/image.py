@@ -1,0 +1,269 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Put a disk together: descriptor, extents through the gate, parents.
+
+This file knows no paths: it is given a Device that holds the descriptor (or a monolithic file), and opens what that
+names through the Gate it is handed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from vmdkit.errors import DescriptorError, FormatError, UnsupportedError
+from vmdkit.vmdk import chain, descriptor, structs, subformats
+from vmdkit.vmdk.cowd import CowdExtent
+from vmdkit.vmdk.disk import VmdkDisk
+from vmdkit.vmdk.extent_file import Doubt, ExtentFile
+from vmdkit.vmdk.flat import FlatExtent, MissingTail, NoAccessExtent, ZeroExtent
+from vmdkit.vmdk.hosted import HostedExtent, read_header
+from vmdkit.vmdk.sesparse import SeSparseExtent
+from vmdkit.vmdk.stream import StreamExtent
+
+if TYPE_CHECKING:
+    from vmdkit.device import Device
+    from vmdkit.gate import Gate
+    from vmdkit.vmdk.chain import Identity
+    from vmdkit.vmdk.descriptor import Descriptor, ExtentLine
+
+_HEAD = 4096  # bytes looked at to tell what a file is
+_SINGLE_FILE = ("monolithicsparse", "streamoptimized")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to read a VMDK.
+
+    ``salvage`` reads a stream without its directory, by walking its grains. ``single_link`` leaves the parent out:
+    what it holds reads as zero. ``redundant`` follows the second copy of the grain tables. ``ignore_cid`` accepts a
+    parent that has changed or is of another size. ``ignore_journal`` reads a seSparse file whose journal waits.
+    ``untrusted`` allows only single-file subformats without a parent.
+    """
+
+    salvage: bool = False
+    single_link: bool = False
+    redundant: bool = False
+    ignore_cid: bool = False
+    ignore_journal: bool = False
+    untrusted: bool = False
+    writable: bool = False
+
+
+class FileKind(Enum):
+    """What the first bytes of a file say it is."""
+
+    HOSTED = "hosted sparse extent"
+    COWD = "COWD extent"
+    SESPARSE = "seSparse extent"
+    TEXT = "descriptor"
+    UNKNOWN = "unknown"
+
+
+def classify(storage: Device) -> FileKind:
+    """Tell what a file is by its first bytes."""
+    head = storage.pread(min(_HEAD, storage.size), 0)
+    magic = bytes(head[:4])
+    if magic in (structs.HOSTED_MAGIC, structs.UNFINISHED_MAGIC):
+        return FileKind.HOSTED
+    if magic == structs.COWD_MAGIC:
+        return FileKind.COWD
+    if head[:8] == structs.SESPARSE_MAGIC.to_bytes(8, "little"):
+        return FileKind.SESPARSE
+    if descriptor.looks_like_descriptor(_whole_text(storage, head)):
+        return FileKind.TEXT
+    return FileKind.UNKNOWN
+
+
+def _whole_text(storage: Device, head: bytearray) -> bytearray:
+    """Return all of a small file: its first key may stand behind a long comment."""
+    if 0 in head or len(head) == storage.size or storage.size > descriptor.LARGEST:
+        return head
+    return storage.pread(storage.size, 0)
+
+
+def read_descriptor(storage: Device) -> Descriptor | None:
+    """Return the descriptor in a file, embedded or the file itself; None where the file is only an extent."""
+    kind = classify(storage)
+    if kind is FileKind.TEXT:
+        return descriptor.parse(storage.pread(min(storage.size, descriptor.LARGEST + 1), 0), storage.name)
+    if kind is not FileKind.HOSTED:
+        return None
+    header = read_header(storage)
+    if not header.descriptor_offset or not header.descriptor_size:
+        return None
+    at, length = header.descriptor_offset, min(header.descriptor_size, descriptor.LARGEST)
+    if at + length > storage.size:
+        raise DescriptorError(
+            f"the embedded descriptor should be {length} bytes at {at:#x}; the file has {storage.size}",
+            path=storage.name,
+        )
+    raw = storage.pread(length, at)
+    if not raw.strip(b"\0 \t\r\n"):
+        return None
+    return descriptor.parse(raw, storage.name)
+
+
+def open_image(
+    storage: Device, text: Descriptor, gate: Gate, options: Options, seen: tuple[Identity, ...] = ()
+) -> VmdkDisk:
+    """Return the disk that ``text``, found in ``storage``, describes. Takes over ``storage``, also on failure.
+
+    Raises FormatError, UnsupportedError, ChainError, GateError or OSError.
+    """
+    files = _Files(storage, text, gate)
+    try:
+        here = chain.identify(storage)
+        chain.check_depth(seen, here, text.path)
+        _refuse(text, options)
+        extents: list[ExtentFile] = []
+        for index, line in enumerate(text.extents):
+            extents += _open_line(index, line, files, options)
+        parent = _open_parent(text, gate, options, (*seen, here))
+        if all(extent.storage is not storage for extent in extents):
+            storage.close()
+        return VmdkDisk(text, extents, parent=parent, identity=here)
+    except BaseException:
+        files.close()
+        raise
+
+
+class _Files:
+    """The files of one link, each opened once however many lines name it."""
+
+    def __init__(self, storage: Device, text: Descriptor, gate: Gate) -> None:
+        self.own = storage
+        self.text = text
+        self._gate = gate
+        self._named: dict[str, Device] = {}
+
+    def open(self, line: ExtentLine) -> Device:
+        """Open the file of a line by its decoded name, then by the very bytes of the text."""
+        if line.name is None:
+            raise DescriptorError(f"a {line.type} extent needs a file name", path=self.text.path, line=line.line)
+        name = line.name
+        if name not in self._named:
+            self._named[name] = self._open(line, name)
+        return self._named[name]
+
+    def _open(self, line: ExtentLine, name: str) -> Device:
+        raw = self.text.raw_names.get(name, b"").decode("utf-8", "surrogateescape")
+        for attempt in dict.fromkeys((name, raw or name)):
+            try:
+                return self._gate.open(attempt, self.text.path)
+            except FileNotFoundError:
+                continue
+        raise DescriptorError(
+            f"the extent file {name!r} is not there; a disk needs all its files side by side",
+            path=self.text.path,
+            line=line.line,
+        )
+
+    def close(self) -> None:
+        """Close everything."""
+        self.own.close()
+        for device in self._named.values():
+            device.close()
+
+
+def _refuse(text: Descriptor, options: Options) -> None:
+    """Raise where the descriptor as a whole says that the disk cannot be read."""
+    if text.is_encrypted:
+        raise UnsupportedError(subformats.ENCRYPTED_REFUSAL, path=text.path)
+    row = subformats.SUBFORMATS.get(text.create_type.lower())
+    if row is None:
+        text.doubts.append(Doubt(f"createType {text.create_type!r} is unknown; read by its extents", text.path))
+    elif row.refusal:
+        raise UnsupportedError(f"{text.create_type}: {row.refusal}", path=text.path)
+    if not text.extents:
+        raise DescriptorError("there is no extent in it", path=text.path)
+    if text.parent_cid == text.cid and text.cid != 0:
+        text.doubts.append(Doubt("CID and parentCID are equal", text.path))
+    if options.untrusted and (text.create_type.lower() not in _SINGLE_FILE or len(text.extents) != 1):
+        raise UnsupportedError(
+            f"{text.create_type or 'this'} is more than one file; of an untrusted image only monolithicSparse and "
+            "streamOptimized are opened",
+            path=text.path,
+        )
+
+
+def _open_line(index: int, line: ExtentLine, files: _Files, options: Options) -> list[ExtentFile]:
+    """Open one line: the extent, and what makes up for a header that is smaller than its line."""
+    path = files.text.path
+    row = subformats.EXTENT_TYPES.get(line.type)
+    if row is None:
+        raise UnsupportedError(f"extent type {line.type!r} is unknown (descriptor line {line.line})", path=path)
+    if row.refusal or (line.name or "").lower().startswith("vsan:"):
+        raise UnsupportedError(f"{line.type}: {row.refusal or subformats.VSAN_REFUSAL}", path=path)
+    if not line.length:
+        return []
+    if line.access == "NOACCESS":
+        return [NoAccessExtent(line.length, line.type)]
+    if row.driver == "zero":
+        return [ZeroExtent(line.length)]
+    # The first extent of an embedded descriptor is its own file, whatever name it had once (format spec 1.5).
+    embedded = index == 0 and line.type == "SPARSE" and classify(files.own) is FileKind.HOSTED
+    file = files.own if embedded else files.open(line)
+    if row.driver == "flat":
+        return [FlatExtent(line.length, file, start=line.at, kind=line.type)]
+    return _sized(_open_sparse(file, line, options), line)
+
+
+def _open_sparse(file: Device, line: ExtentLine, options: Options) -> ExtentFile:
+    """Open a file with grain tables by what it is, whatever of the three types its line says."""
+    kind = classify(file)
+    if kind is FileKind.COWD:
+        return CowdExtent(file, kind=line.type)
+    if kind is FileKind.SESPARSE:
+        return SeSparseExtent(file, kind=line.type, ignore_journal=options.ignore_journal)
+    if kind is not FileKind.HOSTED:
+        raise FormatError(
+            f"this is no sparse extent (KDMV, COWD or seSparse), though the descriptor says {line.type}",
+            path=file.name,
+            offset=0,
+        )
+    header = read_header(file)
+    if header.flags & structs.FLAG_COMPRESSED:
+        return StreamExtent(file, header, kind=line.type, salvage=options.salvage)
+    return HostedExtent(file, header, kind=line.type, redundant=options.redundant)
+
+
+def _sized(extent: ExtentFile, line: ExtentLine) -> list[ExtentFile]:
+    """Make the extent as long as its line: the lines are what the disk is."""
+    held = extent.length
+    if held == line.length:
+        return [extent]
+    text = f"its header has {held} bytes, its line in the descriptor {line.length}"
+    extent.doubts.append(Doubt(text, extent.path))
+    if held > line.length:
+        extent.length = line.length
+        return [extent]
+    missing = MissingTail(line.length - held, extent.path)
+    return [extent, missing] if held else [missing]
+
+
+def _open_parent(text: Descriptor, gate: Gate, options: Options, seen: tuple[Identity, ...]) -> Device | None:
+    if text.parent_cid == descriptor.NO_CID:
+        return None
+    if options.single_link:
+        text.doubts.append(Doubt("the parent was left out: what it holds reads as zero", text.path))
+        return None
+    if options.untrusted:
+        raise UnsupportedError("it has a parent, which is not opened for an untrusted image", path=text.path)
+    file = chain.open_parent(text, gate)
+    try:
+        parent_text = read_descriptor(file)
+        if parent_text is None:
+            raise FormatError("a parent has to be a VMDK, and this is none", path=file.name)
+    except BaseException:
+        file.close()
+        raise
+    parent = open_image(file, parent_text, gate, replace(options, writable=False), seen)
+    try:
+        if not options.ignore_cid:
+            chain.check_parent(text, parent, parent_text.cid)
+    except BaseException:
+        parent.close()
+        raise
+    return parent
