@@ -1,0 +1,55 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a verb names and opens a disk: one grammar and one set of options everywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from vmdkit.cli.parser import Parser
+    from vmdkit.device import Device
+
+
+def add_disk_options(parser: Parser) -> None:
+    """Add the options that say how disks are opened."""
+    group = parser.add_argument_group("opening disks")
+    group.add_argument("--raw", action="store_true", help="the bytes as they are; never guessed from content")
+    group.add_argument("--salvage", action="store_true", help="read what is left of a damaged disk, with doubts listed")
+    group.add_argument("--single-link", action="store_true", help="this link only: what its parents hold reads as zero")
+    group.add_argument("--untrusted", action="store_true", help="single-file subformats only; no other file is opened")
+    group.add_argument(
+        "--allow-path",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="extents and parents may lie in DIR too (repeatable)",
+    )
+    group.add_argument(
+        "--directory",
+        choices=("primary", "redundant"),
+        default="primary",
+        help="which grain directory to believe",
+    )
+    group.add_argument("--ignore-cid", action="store_true", help="open a parent that has changed since the child")
+    group.add_argument("--ignore-journal", action="store_true", help="open although a journal was not replayed")
+
+
+def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bool | None = None) -> Device:
+    """Open what the user calls ``location``, as the options in ``args`` say (``raw``: rather than --raw)."""
+    from vmdkit import opener
+
+    return opener.open(
+        location,
+        writable=writable,
+        raw=args.raw if raw is None else raw,
+        salvage=args.salvage,
+        single_link=args.single_link,
+        untrusted=args.untrusted,
+        allow_paths=tuple(args.allow_path),
+        directory=args.directory,
+        ignore_cid=args.ignore_cid,
+        ignore_journal=args.ignore_journal,
+    )

@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command: find the verb, import only its module, turn every error into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 nonsense was asked, 128 + N ended by signal N; verbs may define more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, NoReturn
+
+from vmdkit.cli.parser import Parser, add_general_options, parse_defaults
+from vmdkit.cli.render import describe, out, say
+from vmdkit.errors import VmdkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+# verb -> (module with register(verbs), one line); a module is imported when its verb is used
+VERBS = {
+    "info": ("vmdkit.cli.info", "say what a disk is: format, size, extents, chain, doubts"),
+    "map": ("vmdkit.cli.map", "say where the bytes of a disk are: table, JSON or HTML"),
+    "convert": ("vmdkit.cli.convert", "write a disk in another format"),
+    "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
+    "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
+    "serve": ("vmdkit.cli.serve", "export disks over NBD"),
+}
+
+
+class _Ended(BaseException):
+    """A signal asks to end; unwinds like KeyboardInterrupt, so that nothing half-written stays."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run() -> int:
+    """Be the program: return the exit code, with both outputs flushed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup stays in force
+            signal.signal(number, _end)
+    code = main()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail again at exit, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        say(f"standard output: {error.strerror}")
+        return code or 1
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the program's own) and return its exit code."""
+    verbose = 0
+    try:
+        words = sys.argv[1:] if argv is None else list(argv)
+        verbose = sum(word.count("v") for word in words if word.startswith("-v"))
+        return _dispatch(words)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 128 + signal.SIGINT
+    except _Ended as end:
+        say(f"ended by {signal.Signals(end.number).name}")
+        return 128 + end.number
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+    except (VmdkitError, OSError, MemoryError) as error:
+        say(describe(error))
+        _trace(verbose)
+        return 1
+    except Exception as error:
+        say(f"this is a bug in vmdkit, please report it: {type(error).__name__}: {error} (-v shows where)")
+        _trace(verbose)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] == "--progress" else 1
+    parser = Parser("vmdkit", add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    add_general_options(parser)
+    args = parser.parse_args(words[:at], parse_defaults())
+    verb, rest = (words[at], words[at + 1 :]) if at < len(words) else ("", [])
+    if args.version:
+        out(f"vmdkit {import_module('importlib.metadata').version('vmdkit')}")
+        return 0
+    if args.help or verb in ("", "help"):
+        _help()
+        return 0 if args.help or verb else 2
+    if verb not in VERBS:
+        near = import_module("difflib").get_close_matches(verb, VERBS, 1)
+        parser.error(f"no verb is called {verb!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    verbs = parser.add_subparsers(dest="verb")
+    import_module(VERBS[verb][0]).register(verbs)
+    add_general_options(verbs.choices[verb])
+    args = parser.parse_args([verb, *rest], args)
+    import_module("vmdkit.cli.log").configure(args.verbose, args.quiet)
+    code: int = args.func(args)
+    return code
+
+
+def _help() -> None:
+    out("usage: vmdkit VERB ... [-q] [-v] [--json] [--progress bar|json|none]")
+    out("Read every VMware VMDK and serve it over NBD. 'vmdkit VERB --help' says more.")
+    out()
+    for verb, (_, line) in VERBS.items():
+        out(f"  {verb:<10} {line}")
+    out()
+    out("  --version  print the version")
+
+
+def _trace(verbose: int) -> None:
+    if verbose:
+        for line in import_module("traceback").format_exc().splitlines():
+            say(line)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Ended(number)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Digest what the guest sees: the same as the digest of the raw image, without reading holes."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol
+
+from vmdkit.device import Extent, ExtentFlags
+from vmdkit.errors import UnsupportedError, UsageError
+from vmdkit.kernels import ZEROS
+from vmdkit.ops.copy import ignore
+from vmdkit.ops.plan import naming
+from vmdkit.ops.pool import THREADS, ordered, read_ahead
+from vmdkit.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vmdkit.device import Device
+
+_SMALL = 4 * MIB  # bytes; a smaller extent is digested by one thread, several at once
+
+
+class Hasher(Protocol):
+    """What hashlib and blake3 share."""
+
+    def update(self, data: memoryview, /) -> object:
+        """Take more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of all bytes so far."""
+
+
+def hasher(algorithm: str) -> Hasher:
+    """Return a fresh digest: ``blake3`` or any name of hashlib.
+
+    Raises UsageError for an unknown name, UnsupportedError where blake3 is not installed.
+    """
+    if algorithm == "blake3":
+        try:
+            made: Hasher = import_module("blake3").blake3()
+        except ImportError as error:
+            raise UnsupportedError("blake3 is not installed; python3 -m pip install 'vmdkit[hash]' adds it") from error
+        return made
+    try:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+    except (ValueError, TypeError) as error:
+        names = ", ".join(sorted({"blake3", "sha256", "sha512", "blake2b", "md5"}))
+        raise UsageError(f"no digest is called {algorithm!r}; usual ones are {names}") from error
+    if not digest.digest_size:
+        raise UsageError(f"{algorithm} has no length of its own and names no digest")
+    return digest
+
+
+def hash_device(
+    device: Device,
+    algorithm: str = "sha256",
+    *,
+    count: int | None = None,
+    offset: int = 0,
+    progress: Callable[[int], None] = ignore,
+    threads: int = THREADS,
+) -> str:
+    """Return the hex digest of ``count`` bytes from ``offset`` (default: all), reading ahead while hashing.
+
+    Raises what ``hasher`` and reading raise.
+    """
+    digest = hasher(algorithm)
+    zeros = memoryview(ZEROS)
+    for segment, view in read_ahead(device, threads=threads, count=count, offset=offset):
+        if view is not None:
+            digest.update(view)
+            progress(segment.length)
+            continue
+        left = segment.length
+        while left:
+            step = min(left, len(zeros))
+            digest.update(zeros[:step])
+            progress(step)
+            left -= step
+    return digest.hexdigest()
+
+
+def hash_extents(
+    device: Device,
+    algorithm: str = "sha256",
+    *,
+    progress: Callable[[int], None] = ignore,
+    threads: int = THREADS,
+) -> Iterator[tuple[Extent, str | None]]:
+    """Yield each extent with its digest; None where it is zero, which says all. Raises as ``hash_device``."""
+    hasher(algorithm)  # says early what it has to say
+
+    def small(extent: Extent) -> bool:
+        return not extent.flags & ExtentFlags.ZERO and extent.length <= _SMALL
+
+    def digest(extent: Extent) -> tuple[Extent, str | None]:
+        if extent.flags & ExtentFlags.ZERO:
+            return extent, None
+        offset, length = extent.offset, extent.length
+        if not small(extent):
+            return extent, hash_device(
+                device, algorithm, count=length, offset=offset, progress=progress, threads=threads
+            )
+        made = hasher(algorithm)
+        with naming(offset, device):
+            made.update(memoryview(device.pread(length, offset)))
+        return extent, made.hexdigest()
+
+    for extent, text in ordered(digest, device.extents(), threads=threads, heavy=small):
+        if text is None or small(extent):
+            progress(extent.length)  # a large one has told already
+        yield extent, text

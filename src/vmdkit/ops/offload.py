@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Let the kernel move bytes between two descriptors: the best call first, and one that was refused never again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from typing import TYPE_CHECKING
+
+from vmdkit.kernels import ZEROS
+from vmdkit.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STEP = 16 * MIB  # bytes moved by one call, so that progress moves and a signal is noticed
+# What "not between these two" looks like: other file systems, swap files, sealed or immutable targets, sockets, old
+# kernels, seccomp filters. Anything else (ENOSPC, EIO, EFBIG, EDQUOT) is a fault of the copy itself.
+_REFUSALS = {
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EBADF,
+    errno.ETXTBSY,
+    errno.EOVERFLOW,
+    errno.ENOTSOCK,
+    errno.EISDIR,
+}
+
+
+class Offload:
+    """Move ranges from any file to ``fd``; used by one thread, since sendfile moves the file's own position."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = -1 if fd is None else fd
+        self._calls: list[Callable[[int, int, int, int], int]] = []
+        if fd is not None:
+            self._calls = [
+                call
+                for name, call in (("copy_file_range", self._range), ("sendfile", self._sendfile))
+                if hasattr(os, name)
+            ]
+
+    def __bool__(self) -> bool:
+        """Tell whether any call is still worth trying."""
+        return bool(self._calls)
+
+    def move(self, source: int, at: int, count: int, offset: int) -> int:
+        """Move up to ``count`` bytes from ``source[at:]`` to ``offset``; return how many, 0 where it must be read.
+
+        Raises OSError where the copy itself fails, as for a full disk.
+        """
+        while self._calls:
+            try:
+                moved = self._calls[0](source, at, min(count, STEP), offset)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                moved = 0
+            if moved:
+                return moved
+            del self._calls[
+                0
+            ]  # 0 is what some kernels answer where they cannot; a true end of file is found by reading
+        return 0
+
+    def _range(self, source: int, at: int, count: int, offset: int) -> int:
+        return os.copy_file_range(source, self._fd, count, at, offset)
+
+    def _sendfile(self, source: int, at: int, count: int, offset: int) -> int:
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        return os.sendfile(self._fd, source, at, count)
+
+
+class Pipe:
+    """Write in order to a pipe, socket or file; patient with descriptors that do not block."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._splices = hasattr(os, "sendfile")
+
+    def send(self, source: int, at: int, count: int) -> int:
+        """Move up to ``count`` bytes from the file ``source``; return how many, 0 where they must be read."""
+        while self._splices:
+            try:
+                moved = os.sendfile(self._fd, source, at, min(count, STEP))
+            except InterruptedError:
+                continue
+            except BlockingIOError:
+                self._wait()
+                continue
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                moved = 0
+            if moved:
+                return moved
+            self._splices = False
+        return 0
+
+    def write(self, view: memoryview) -> None:
+        """Write all of ``view``."""
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                self._wait()
+
+    def zeros(self, count: int) -> None:
+        """Write up to STEP zero bytes from one shared buffer."""
+        zeros = memoryview(ZEROS)
+        while count:
+            step = min(count, len(zeros))
+            self.write(zeros[:step])
+            count -= step
+
+    def _wait(self) -> None:
+        select.select((), (self._fd,), ())

@@ -1,0 +1,101 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Run work in a few threads and take the results in order, holding a bounded number of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
+
+from vmdkit import ranges
+from vmdkit.ops.plan import Segment, naming, plan
+from vmdkit.units import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vmdkit.device import Device
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+THREADS = 2  # two threads (de)compress twice as fast; plain copies are bound by memory and gain nothing (nbd spec, 3)
+CHUNK = MIB  # bytes a thread takes at once: 16 grains, and small enough to stay in a cache
+
+
+def always(_: object) -> bool:
+    """Say yes."""
+    return True
+
+
+def ordered(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int = THREADS,
+    ahead: int = 0,
+    heavy: Callable[[Item], bool] = always,
+) -> Iterator[Result]:
+    """Yield ``work(item)`` for each item, in order; at most ``ahead`` items wait (default: three a thread).
+
+    Items that are not ``heavy`` are not worth a thread: they are worked by the caller, when they are due. The first
+    error in the order of the items is raised after the running threads have ended; the others are dropped.
+    """
+    waiting: deque[tuple[Item, Future[Result] | None]] = deque()
+    limit = ahead or 3 * threads
+
+    def first() -> Result:
+        item, future = waiting.popleft()
+        return work(item) if future is None else future.result()
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="vmdkit") as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(work, item) if heavy(item) else None))
+                while len(waiting) >= limit or (waiting and waiting[0][1] is None):
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            for _, future in waiting:
+                if future is not None:
+                    future.cancel()
+
+
+def read_ahead(
+    device: Device, *, threads: int = THREADS, files: bool = False, count: int | None = None, offset: int = 0
+) -> Iterator[tuple[Segment, memoryview | None]]:
+    """Yield the segments of a range with their bytes, in order; a zero segment has None and may be long.
+
+    With ``files`` a segment that is verbatim in a file has None too. A view is good until the next step.
+    """
+    ahead = 3 * threads
+    free: SimpleQueue[bytearray] = SimpleQueue()
+    for _ in range(ahead + 1):
+        free.put(bytearray(CHUNK))
+
+    def heavy(piece: Segment) -> bool:
+        return not piece.zero and not (files and piece.fd >= 0)
+
+    def pieces() -> Iterator[Segment]:
+        for segment in plan(device, count, offset):
+            if not heavy(segment):
+                yield segment
+                continue
+            for start, length in ranges.split(segment.offset, segment.length, CHUNK):
+                yield segment._replace(offset=start, length=length)
+
+    def fetch(piece: Segment) -> tuple[Segment, bytearray | None]:
+        if not heavy(piece):
+            return piece, None
+        buf = free.get()
+        with naming(piece.offset, device):
+            device.pread_into(memoryview(buf)[: piece.length], piece.offset)
+        return piece, buf
+
+    for piece, buf in ordered(fetch, pieces(), threads=threads, ahead=ahead, heavy=heavy):
+        yield piece, None if buf is None else memoryview(buf)[: piece.length]
+        if buf is not None:
+            free.put(buf)
