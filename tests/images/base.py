@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from images.text import NO_PARENT, Style, Text
@@ -70,7 +70,8 @@ class Image:
     starts: list[int]  # where each part begins on the disk
     parent: Image | None = None
     noaccess: list[tuple[int, int]] = field(default_factory=list)  # (offset, length) that must not be readable
-    gaps: list[Run] = field(default_factory=list)  # ZERO and NOACCESS extents
+    gaps: list[Run] = field(default_factory=list)  # ZERO extents
+    bad: list[tuple[int, int]] = field(default_factory=list)  # (offset, length) that damage has made unreadable
     embedded: bool = False
 
     @property
@@ -182,19 +183,7 @@ class Image:
             )
             for part in self.parts
         ]
-        return Image(
-            moved[self.path],
-            self.model.copy(),
-            self.subformat,
-            self.text,
-            self.style,
-            parts,
-            list(self.starts),
-            self.parent,
-            list(self.noaccess),
-            list(self.gaps),
-            self.embedded,
-        )
+        return replace(self, path=moved[self.path], model=self.model.copy(), parts=parts, bad=list(self.bad))
 
 
 class Common(TypedDict, total=False):

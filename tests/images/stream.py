@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Unpack
 
 from images.base import Cell, Common, Draft, Field, Image, Part, Sparse, cells, named, runs_of, sectors, up
@@ -21,6 +21,7 @@ from images.text import DDB_SMALL
 from layout import DATA, HOLE, SECTOR
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from model import Model
@@ -47,6 +48,7 @@ class Stream:
     store_zeros: bool = False
     progress: int = 0  # a progress marker after so many grains
     progress_value: int = 0
+    packed: Mapping[int, bytes] = field(default_factory=dict)  # grain -> what stands there instead of its zlib stream
     unknown: bool = False  # a marker of unknown kind with two sectors after the first grain
     end: str = "complete"  # or "no-eos", "no-footer", "no-directory": where the file was cut
 
@@ -115,7 +117,7 @@ class _Writer:
         data = self.model.pread(cell.length, self.start + cell.offset)
         if not knobs.short_last:
             data = data.ljust(knobs.grain, b"\0")
-        packed = zlib.compress(data, knobs.level)
+        packed = knobs.packed.get(cell.number) or zlib.compress(data, knobs.level)
         prefix = (
             struct.pack("<QI", cell.offset // SECTOR, len(packed)) if knobs.markers else struct.pack("<I", len(packed))
         )
