@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ def new_file(path: str, size: int, *, overwrite: bool = False, sync: bool = True
     """
     final = os.path.realpath(path)
     mode = _replaceable(path, final, overwrite)
-    temporary = os.path.join(os.path.dirname(final), f".vmdkit-{secrets.token_hex(6)}.part")
+    temporary = os.path.join(os.path.dirname(final), f".vmdkit-{os.urandom(6).hex()}.part")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError as error:
