@@ -121,11 +121,12 @@ def _merge(one: str, other: str, *, child: bool) -> str:
 
 
 def expected_extents(text: str, grain: int = SECTOR, *, zeros: str = ZERO) -> list[tuple[int, int, int]]:
-    """Return ``(offset, length, flags)`` of a disk without parent, joined; flags are NBD's HOLE=1, ZERO=2.
+    """Return ``(offset, length, flags)`` of a disk without parent, joined; flags are NBD's, HOLE=1 and ZERO=2.
 
-    ``zeros`` says what a subformat makes of a written grain of zeros: DATA (stored), ZERO (a mark) or HOLE (left out).
+    ``zeros`` says what a subformat makes of a written grain of zeros: DATA (stored), ZERO (a mark) or HOLE (left out);
+    a mark takes no space, so it is a hole that reads as zeros, as what is left out.
     """
-    flags = {DATA: 0, ZERO: {DATA: 0, ZERO: 2, HOLE: 3}[zeros], HOLE: 3}
+    flags = {DATA: 0, ZERO: 0 if zeros == DATA else 3, HOLE: 3}
     out: list[tuple[int, int, int]] = []
     for offset, length, what in grains(parse(text), grain, size_of(text)):
         if out and out[-1][2] == flags[what]:

@@ -20,7 +20,7 @@ from layout import DATA, HOLE, SECTOR, ZERO
 from model import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 PACKED: Final = "packed"  # further kinds of runs, beside layout's HOLE ("-"), ZERO ("0") and DATA ("A")
@@ -55,6 +55,7 @@ class Part:
     runs: list[Run] = field(default_factory=list)
     entries: dict[int, tuple[str, int]] = field(default_factory=dict)  # grain -> (table, index)
     grain: int = 0
+    cover: int = 0  # bytes that one table maps
 
 
 @dataclass
@@ -166,6 +167,30 @@ class Image:
             out += [run._replace(offset=run.offset + start) for run in part.runs]
         return sorted(out, key=lambda run: run.offset)
 
+    def resolved(self) -> list[tuple[Run, int]]:
+        """Return the runs of the disk with the depth of the layer that holds each; holes are those of no layer."""
+        out: list[tuple[Run, int]] = []
+        below = self.parent.resolved() if self.parent is not None else None
+        for run in self.runs():
+            if run.kind != HOLE or below is None:
+                out.append((run, 0))
+                continue
+            out += [(_clip(under, run), depth + 1) for under, depth in below if _overlap(under, run)]
+        return out
+
+    def boundaries(self) -> list[int]:
+        """Return every offset where a run, an extent file, a table or (near those) a grain begins, in any layer."""
+        edges = {0, self.size}
+        for image in self.layers():
+            edges |= {run.offset for run in image.runs()}
+            for start, part in zip(image.starts, image.parts, strict=True):
+                edges |= {start, start + part.length}
+                edges |= set(range(start, start + part.length, part.cover) if part.cover else ())
+                if part.grain:
+                    near = [start + (edge - start) // part.grain * part.grain for edge in edges]
+                    edges |= {at + shift for at in near for shift in (0, part.grain)}
+        return sorted(edge for edge in edges if 0 <= edge <= self.size)
+
     def copy_to(self, directory: Path) -> Image:
         """Return the same image in another directory; its parents stay where they are."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -180,10 +205,21 @@ class Image:
                 [run._replace(file=moved.get(run.file) if run.file else None) for run in part.runs],
                 dict(part.entries),
                 part.grain,
+                part.cover,
             )
             for part in self.parts
         ]
         return replace(self, path=moved[self.path], model=self.model.copy(), parts=parts, bad=list(self.bad))
+
+
+def _overlap(one: Run, other: Run) -> bool:
+    return one.offset < other.offset + other.length and other.offset < one.offset + one.length
+
+
+def _clip(run: Run, to: Run) -> Run:
+    start = max(run.offset, to.offset)
+    end = min(run.offset + run.length, to.offset + to.length)
+    return run._replace(offset=start, length=end - start, at=run.at + start - run.offset if run.kind == DATA else 0)
 
 
 class Common(TypedDict, total=False):
@@ -329,20 +365,27 @@ def ordered(stored: list[Cell], order: str) -> list[Cell]:
 
 def runs_of(stored: Mapping[Cell, int], length: int, path: Path, *, packed: bool = False) -> list[Run]:
     """Return the joined runs of an extent from its cells and their places in the file."""
-    runs: list[Run] = []
+    return join(_spread(stored, length, path, packed=packed))
 
-    def push(run: Run) -> None:
+
+def join(pieces: Iterable[Run]) -> list[Run]:
+    """Join neighbours that continue one another, drop the empty."""
+    runs: list[Run] = []
+    for run in pieces:
         last = runs[-1] if runs else None
         if run.length and last and last.kind == run.kind and (run.kind != DATA or last.at + last.length == run.at):
             runs[-1] = last._replace(length=last.length + run.length)
         elif run.length:
             runs.append(run)
+    return runs
+
+
+def _spread(stored: Mapping[Cell, int], length: int, path: Path, *, packed: bool) -> Iterator[Run]:
 
     end = 0
     for cell, at in sorted(stored.items()):
-        push(Run(end, cell.offset - end, HOLE))
+        yield Run(end, cell.offset - end, HOLE)
         kind = PACKED if packed and cell.kind == DATA else cell.kind
-        push(Run(cell.offset, cell.length, kind, path if kind != ZERO else None, at if kind == DATA else 0))
+        yield Run(cell.offset, cell.length, kind, path if kind != ZERO else None, at if kind == DATA else 0)
         end = cell.offset + cell.length
-    push(Run(end, length - end, HOLE))
-    return runs
+    yield Run(end, length - end, HOLE)

@@ -53,7 +53,7 @@ def write_cowd(path: Path, model: Model, start: int, length: int, knobs: Cowd) -
     """Write bytes ``start`` .. ``start + length`` of the model as one COWD extent; zeros are stored."""
     grain = knobs.grain
     count = -(-length // (grain * GTES))
-    part = Part(path, length, grain=grain)
+    part = Part(path, length, grain=grain, cover=grain * GTES)
     file = Sparse(path)
     directory = [0] * count
     filled: dict[int, list[int]] = {}

@@ -190,9 +190,15 @@ def _lose_extent(image: Image) -> None:
     image.parts[1].path.unlink()
 
 
-def _swap_headers(image: Image) -> None:
-    """Let an extent file say another capacity than its line."""
+def _less_capacity(image: Image) -> None:
+    """Let an extent file say less than its line does: the rest cannot be known."""
     image.poke("1/header.capacity", 128)
+    image.bad.append((3 * K64, K64))
+
+
+def _no_capacity(image: Image) -> None:
+    image.poke("header.capacity", 0)
+    image.bad.append((0, image.size))
 
 
 _small = partial(good, knobs=Hosted(grain=4 << 10))
@@ -233,14 +239,14 @@ HOSTED: Final = {
     "capacity-2^62": Damage(good, _capacity(1 << 62), REFUSES),
     "capacity-2^64": Damage(good, _capacity((1 << 64) - 1), REFUSES),
     "capacity-unlike-text": Damage(good, _capacity(1 << 40, text=False), REFUSES),
-    "capacity-0": Damage(good, _capacity(0, text=False), REFUSES),
+    "capacity-0": Damage(good, _no_capacity, FAILS),
     "capacity-0-host-file": Damage(_host_file, _nothing, REFUSES),
     "grain-0": Damage(good, poke("header.grainSize", 0), REFUSES),
     "grain-3": Damage(good, poke("header.grainSize", 3), REFUSES),
     "grain-huge": Damage(good, poke("header.grainSize", 1 << 40), REFUSES),
     "grain-2^63": Damage(good, poke("header.grainSize", 1 << 63), REFUSES),
     "gtes-0": Damage(good, poke("header.numGTEsPerGT", 0), REFUSES),
-    "gtes-511": Damage(good, poke("header.numGTEsPerGT", 511), REFUSES),
+    "gtes-511": Damage(good, poke("header.numGTEsPerGT", 511), ANY),
     "gtes-huge": Damage(good, poke("header.numGTEsPerGT", 1 << 31), REFUSES),
     "gd-offset-0": Damage(_no_copy, poke("header.gdOffset", 0), REFUSES),
     "gd-offset-beyond-eof": Damage(_no_copy, poke("header.gdOffset", 1 << 40), REFUSES),
@@ -248,7 +254,7 @@ HOSTED: Final = {
     "overhead-0": Damage(good, poke("header.overHead", 0), CAREFUL, NOTE),
     "overhead-huge": Damage(good, poke("header.overHead", 1 << 40), CAREFUL),
     "extent-file-lost": Damage(_split, _lose_extent, REFUSES),
-    "extent-capacity": Damage(_split, _swap_headers, REFUSES),
+    "extent-capacity": Damage(_split, _less_capacity, FAILS),
 }
 
 

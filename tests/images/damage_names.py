@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from images.assemble import monolithic_flat, split_flat
-from images.damage_kinds import CAREFUL, NONE, NOTE, READS, REFUSES, Damage
+from images.damage_kinds import ANY, CAREFUL, FAILS, NONE, NOTE, READS, REFUSES, Damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +61,7 @@ def _link_beside(image: Image) -> None:
 def _truncate(length: int) -> Callable[[Image], None]:
     def apply(image: Image) -> None:
         os.truncate(image.parts[0].path, length)
+        image.bad.append((length, image.size - length))
 
     return apply
 
@@ -101,14 +102,14 @@ NAMED: Final = {
     "name-long": Damage(good, _name("x" * 5000), REFUSES),
     "name-control": Damage(good, _name("a\x01b"), REFUSES),
     "name-drive": Damage(good, _name("C:\\disk-flat.vmdk"), REFUSES),
-    "name-itself": Damage(good, _names_itself, CAREFUL),
+    "name-itself": Damage(good, _names_itself, ANY),
     "extent-fifo": Damage(good, _instead(os.mkfifo), REFUSES),
     "extent-directory": Damage(good, _instead(os.mkdir), REFUSES),
     "extent-symlink-out": Damage(_nested, _instead(_link_out), REFUSES),
     "extent-symlink-beside": Damage(good, _link_beside, REFUSES),
     "extent-lost": Damage(good, _instead(lambda path: None), REFUSES),
-    "extent-short": Damage(good, _truncate(4096), REFUSES),
-    "extent-empty": Damage(good, _truncate(0), REFUSES),
+    "extent-short": Damage(good, _truncate(4096), FAILS),
+    "extent-empty": Damage(good, _truncate(0), FAILS),
     "extent-long": Damage(good, _grow, READS, NOTE),
     "extent-named-twice": Damage(partial(split_flat, what="4k:A 4k:B", split=4096), _same_file, CAREFUL, NONE),
 }

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from images.assemble import monolithic_flat
-from images.damage_kinds import ANY, CAREFUL, READS, REFUSES, Damage
+from images.damage_kinds import ANY, CAREFUL, FAILS, READS, REFUSES, Damage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,13 @@ def _cid(image: Image) -> None:
     image.poke_text(f"CID={image.text.cid:08x}", "CID=xyz")
 
 
+def _offset_beyond(image: Image) -> None:
+    """Let the last sector lie behind the end of the file."""
+    image.poke_text(LINE, LINE[:-1] + "1")
+    image.model.write(image.model.pread(image.size - 512, 512), 0)
+    image.bad.append((image.size - 512, 512))
+
+
 def _append(data: bytes) -> Callable[[Image], None]:
     def apply(image: Image) -> None:
         image.path.write_bytes(image.path.read_bytes() + data)
@@ -71,7 +78,7 @@ TEXTS: Final = {
     "text-version-x": Damage(good, _swap("version=1", "version=x"), CAREFUL),
     "text-encoding-unknown": Damage(good, _swap('"UTF-8"', '"klingon"'), CAREFUL),
     "text-encoding-not-text": Damage(good, _swap('"UTF-8"', '"base64"'), CAREFUL),
-    "text-size-0": Damage(good, _line('RW 0 FLAT "disk-flat.vmdk" 0'), CAREFUL),
+    "text-size-0": Damage(good, _line('RW 0 FLAT "disk-flat.vmdk" 0'), ANY),
     "text-size-negative": Damage(good, _line('RW -16 FLAT "disk-flat.vmdk" 0'), REFUSES),
     "text-size-hex": Damage(good, _line('RW 0x10 FLAT "disk-flat.vmdk" 0'), REFUSES),
     "text-size-underscore": Damage(good, _line('RW 1_6 FLAT "disk-flat.vmdk" 0'), REFUSES),
@@ -81,7 +88,7 @@ TEXTS: Final = {
     "text-sum-huge": Damage(good, _line(LINE, *[f"RW {1 << 60} ZERO"] * 40), REFUSES),
     "text-offset-negative": Damage(good, _line('RW 16 FLAT "disk-flat.vmdk" -1'), REFUSES),
     "text-offset-huge": Damage(good, _line(f'RW 16 FLAT "disk-flat.vmdk" {1 << 63}'), REFUSES),
-    "text-offset-beyond": Damage(good, _line('RW 16 FLAT "disk-flat.vmdk" 1'), REFUSES),
+    "text-offset-beyond": Damage(good, _offset_beyond, FAILS),
     "text-access-unknown": Damage(good, _line('RWX 16 FLAT "disk-flat.vmdk" 0'), REFUSES),
     "text-name-lacks": Damage(good, _line("RW 16 FLAT"), REFUSES),
     "text-quote-open": Damage(good, _line('RW 16 FLAT "disk-flat.vmdk'), REFUSES),

@@ -11,11 +11,28 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Unpack
 
-from images.base import Cell, Common, Draft, Field, Image, Part, Sparse, cells, named, ordered, runs_of, sectors, up
+from images.base import (
+    Cell,
+    Common,
+    Draft,
+    Field,
+    Image,
+    Part,
+    Run,
+    Sparse,
+    cells,
+    join,
+    named,
+    ordered,
+    runs_of,
+    sectors,
+    up,
+)
 from images.text import DDB_SMALL
 from layout import DATA, SECTOR, ZERO
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from model import Model
@@ -38,7 +55,6 @@ HEADER: Final = {  # name: (offset, size), of the header that stream extents hav
 }
 NEWLINES: Final = b"\n \r\n"
 GTES: Final = 512
-TABLE: Final = GTES * 4  # bytes
 _NAMED_TABLES = 4096  # of a larger disk only the tables in use have names
 
 
@@ -50,6 +66,7 @@ class Hosted:
     version: int = 1
     zero_grains: bool = False  # version 2 and flag b2: GTE 1 is a grain of zeros
     flags: int = 0  # more flags
+    gtes: int = GTES  # entries of a table; the format says 512 always
     rgd: bool = True
     descriptor: int = 20  # sectors reserved for the text; 0: none, as split extents of VMware
     on_demand: bool = False  # GDE 0 where a table would be empty
@@ -71,7 +88,7 @@ def header(**values: int) -> bytes:
         values["grain"],
         values["descriptor_offset"],
         values["descriptor_size"],
-        GTES,
+        values.get("gtes", GTES),
         values["rgd"],
         values["gd"],
         values["overhead"],
@@ -85,33 +102,34 @@ class _Tables:
     """One directory with its tables, laid out from a sector on."""
 
     def __init__(self, at: int, count: int, used: set[int], knobs: Hosted) -> None:
-        self.directory, self.count = at, count
+        self.directory, self.count, self.gtes = at, count, knobs.gtes
+        step = sectors(knobs.gtes * 4)
         present = [table for table in range(count) if not knobs.on_demand or table in used]
         at += sectors(count * 4)
-        places = range(at, at + len(present) * sectors(TABLE), sectors(TABLE))
+        places = range(at, at + len(present) * step, step)
         self.place = dict(zip(reversed(present) if knobs.tables == "reversed" else present, places, strict=True))
-        self.end = at + len(present) * sectors(TABLE)
+        self.end = at + len(present) * step
 
     def write(self, file: Sparse, filled: dict[int, list[int]]) -> None:
         entries = [self.place.get(table, 0) for table in range(self.count)]
         file.put(struct.pack(f"<{self.count}I", *entries), self.directory * SECTOR)
         for table, values in filled.items():
-            file.put(struct.pack(f"<{GTES}I", *values), self.place[table] * SECTOR)
+            file.put(struct.pack(f"<{self.gtes}I", *values), self.place[table] * SECTOR)
 
     def fields(self, path: Path, prefix: str, used: set[int]) -> dict[str, Field]:
         out = {f"{prefix}gd": Field(path, self.directory * SECTOR, self.count * 4, 4)}
         for table, place in self.place.items():
             if self.count <= _NAMED_TABLES or table in used:
-                out[f"{prefix}gt[{table}]"] = Field(path, place * SECTOR, TABLE, 4)
+                out[f"{prefix}gt[{table}]"] = Field(path, place * SECTOR, self.gtes * 4, 4)
         return out
 
 
 def write_hosted(path: Path, model: Model, start: int, length: int, knobs: Hosted, text: bytes = b"") -> Part:
     """Write bytes ``start`` .. ``start + length`` of the model as one hosted sparse extent."""
-    grain, unit = knobs.grain, knobs.grain // SECTOR
+    grain, unit, gtes = knobs.grain, knobs.grain // SECTOR, knobs.gtes
     stored = cells(model, grain, length, start, zeros=ZERO if knobs.zero_grains else DATA)
-    used = {cell.number // GTES for cell in stored}
-    count = -(-length // (grain * GTES))
+    used = {cell.number // gtes for cell in stored}
+    count = -(-length // (grain * gtes))
     first = 1 + knobs.descriptor
     redundant = _Tables(first, count, used, knobs) if knobs.rgd else None
     primary = _Tables(redundant.end if redundant else first, count, used, knobs)
@@ -119,7 +137,7 @@ def write_hosted(path: Path, model: Model, start: int, length: int, knobs: Hoste
     if len(text) > knobs.descriptor * SECTOR:
         raise ValueError(f"the descriptor has {len(text)} bytes, room is for {knobs.descriptor} sectors")
 
-    part = Part(path, length, grain=grain)
+    part = Part(path, length, grain=grain, cover=grain * gtes)
     file = Sparse(path)
     head = header(
         version=2 if knobs.zero_grains and knobs.version == 1 else knobs.version,
@@ -132,6 +150,7 @@ def write_hosted(path: Path, model: Model, start: int, length: int, knobs: Hoste
         gd=primary.directory,
         overhead=overhead,
         unclean=knobs.unclean,
+        gtes=gtes,
     )
     file.put(head + text, 0)
     part.fields |= named(path, HEADER)
@@ -139,10 +158,10 @@ def write_hosted(path: Path, model: Model, start: int, length: int, knobs: Hoste
         part.fields["descriptor"] = Field(path, SECTOR, knobs.descriptor * SECTOR)
 
     end = overhead * SECTOR
-    filled: dict[int, list[int]] = {table: [0] * GTES for table in used}
+    filled: dict[int, list[int]] = {table: [0] * gtes for table in used}
     places: dict[Cell, int] = {}
     for cell in ordered(stored, knobs.order):
-        table, index = divmod(cell.number, GTES)
+        table, index = divmod(cell.number, gtes)
         part.entries[cell.number] = (f"gt[{table}]", index)
         places[cell] = end
         filled[table][index] = 1 if cell.kind == ZERO else end // SECTOR
@@ -150,14 +169,23 @@ def write_hosted(path: Path, model: Model, start: int, length: int, knobs: Hoste
             file.put(model.pread(cell.length, start + cell.offset), end)
             part.fields[f"grain[{cell.number}]"] = Field(path, end, grain)
             end += grain
-    part.runs = runs_of(places, length, path)
+    last = _last_byte(model, start, places, end, grain) if knobs.short_tail else end
+    part.runs = join(_cut(runs_of(places, length, path), last))
     if redundant:
         redundant.write(file, {} if knobs.stale_rgd else filled)
         part.fields |= redundant.fields(path, "r", used)
     primary.write(file, filled)
     part.fields |= primary.fields(path, "", used)
-    file.finish(_last_byte(model, start, places, end, grain) if knobs.short_tail else end)
+    file.finish(last)
     return part
+
+
+def _cut(runs: list[Run], end: int) -> Iterator[Run]:
+    """Yield the runs of a file that ends at ``end``: what is missing of a grain reads as zeros."""
+    for run in runs:
+        held = min(run.length, end - run.at) if run.kind == DATA else run.length
+        yield run._replace(length=held)
+        yield Run(run.offset + held, run.length - held, ZERO)
 
 
 def _last_byte(model: Model, start: int, places: dict[Cell, int], end: int, grain: int) -> int:

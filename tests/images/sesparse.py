@@ -89,7 +89,7 @@ def write_sesparse(path: Path, model: Model, start: int, length: int, knobs: SeS
     """Write bytes ``start`` .. ``start + length`` of the model as one seSparse extent."""
     tables = -(-length // (GRAIN * GTES))
     regions = _regions(length, tables)
-    part = Part(path, length, grain=GRAIN)
+    part = Part(path, length, grain=GRAIN, cover=GRAIN * GTES)
     file = Sparse(path)
     stored = cells(model, GRAIN, length, start, zeros=ZERO)
     used = list(dict.fromkeys(cell.number // GTES for cell in stored))

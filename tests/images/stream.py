@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Unpack
 
 from images.base import Cell, Common, Draft, Field, Image, Part, Sparse, cells, named, runs_of, sectors, up
-from images.hosted import GTES, HEADER, TABLE, header
+from images.hosted import GTES, HEADER, header
 from images.text import DDB_SMALL
 from layout import DATA, HOLE, SECTOR
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from model import Model
 
+TABLE: Final = GTES * 4  # bytes
 AT_END: Final = (1 << 64) - 1
 EOS, GT, GD, FOOTER, PROGRESS, UNKNOWN = 0, 1, 2, 3, 4, 0x77
 COMPRESSED, MARKERS = 1 << 16, 1 << 17
@@ -82,7 +83,7 @@ class _Writer:
     def __init__(self, path: Path, model: Model, start: int, length: int, knobs: Stream) -> None:
         self.path, self.model, self.start, self.length, self.knobs = path, model, start, length, knobs
         self.file = Sparse(path)
-        self.part = Part(path, length, grain=knobs.grain)
+        self.part = Part(path, length, grain=knobs.grain, cover=knobs.grain * GTES)
         self.tables = -(-length // (knobs.grain * GTES))
         self.at = 0  # where the next thing goes, in bytes
         self.places: dict[Cell, int] = {}

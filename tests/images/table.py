@@ -71,6 +71,7 @@ SUBFORMATS: Final[dict[str, Row]] = {
     "hosted-reversed": _hosted(tables="reversed", order="reversed", grain=4 << 10),
     "hosted-shuffled": _hosted(order="shuffled", grain=8 << 10, zero_grains=True),
     "hosted-short": _hosted(short_tail=True),
+    "hosted-256-entries": _hosted(gtes=256, grain=4 << 10),
     "hosted-one-sector-text": _hosted(descriptor=1),
     "split": Row(split_sparse, 64 << 10, DATA, child=True),
     "split-qemu": Row(partial(split_sparse, knobs=Hosted(descriptor=20)), 64 << 10, DATA, child=True),
