@@ -1,0 +1,203 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""One client of a loop, from greeting to end: who is in charge of its socket, and when it is closed.
+
+::
+
+    Negotiation ──STARTTLS──> TLS handshake ──> Negotiation ──GO──> Serving ──DISC, end──> ending ──> closed
+
+Nothing is read from a client that does not take its replies: while the sender is blocked or too much of this
+client is under way, its socket is not polled for reading.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from typing import TYPE_CHECKING, Final
+
+from vmdkit.errors import RemoteProtocolError
+from vmdkit.nbd.commands import Commands
+from vmdkit.nbd.negotiation import Negotiation, State
+from vmdkit.nbd.sender import Outbox, Sender
+from vmdkit.nbd.serving import Serving
+from vmdkit.nbd.transport import PlainTransport, TlsTransport, Transport
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from vmdkit.nbd.loop import Loop
+
+_log = logging.getLogger(__name__)
+
+_READ: Final = select.EPOLLIN
+_WRITE: Final = select.EPOLLOUT
+_GONE: Final = select.EPOLLHUP | select.EPOLLERR
+
+
+class Connection:
+    """A client; all methods run in the loop's thread."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, peer: str) -> None:
+        self._loop = loop
+        self._plain = PlainTransport(sock)
+        self._transport: Transport = self._plain
+        self._securing: TlsTransport | None = None  # during a TLS handshake
+        self._sender = Sender(self._transport)
+        self._negotiation = Negotiation(loop.config.exports, loop.config.tls_mode)
+        self._serving: Serving | None = None
+        self._ending = False
+        self.interest = 0  # what the loop polls for; the loop's own note
+        self.deadline = time.monotonic() + loop.config.handshake_seconds
+        self.peer = peer
+        self.closed = False
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._transport.fileno()
+
+    @property
+    def negotiated(self) -> bool:
+        """Whether the handshake is over."""
+        return self._serving is not None
+
+    # ── what the loop calls; nothing that concerns one client is ever raised to it ───────────────────────────
+
+    def start(self) -> None:
+        """Say hello."""
+        self._guarded(self._greet)
+
+    def event(self, mask: int) -> None:
+        """Handle what poll reported."""
+        self._guarded(lambda: self._event(mask))
+
+    def finished(self, deliver: Callable[[], None]) -> None:
+        """Take the result of a pool job, then go on with what was held back."""
+        self._guarded(lambda: self._deliver(deliver))
+
+    def close(self, why: str = "") -> None:
+        """End it now. Jobs in the pool run to their end; their replies are dropped."""
+        if self.closed:
+            return
+        self.closed = True
+        if why:
+            _log.info("client %s: %s", self.peer, why)
+        if self._serving is not None:
+            self._serving.close()
+        self._sender.drop()
+        self._loop.forget(self)
+        (self._securing or self._transport).close()
+
+    # ── inside the guard ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        if self.closed:
+            return
+        try:
+            action()
+            self._settle()
+        except RemoteProtocolError as error:
+            self.close(f"broke the protocol: {error}")
+        except OSError as error:  # the peer went away, or TLS failed
+            self.close(f"connection lost: {error}" if not self.negotiated else "")
+        except Exception:
+            _log.exception("client %s: a bug in the server", self.peer)
+            self.close()
+
+    def _greet(self) -> None:
+        self._sender.send(self._negotiation.greeting())
+
+    def _event(self, mask: int) -> None:
+        if self._securing is not None:
+            self._secure(self._securing)
+            return
+        if self._sender.blocked:
+            self._sender.flush()
+            if self._serving is not None and not self._sender.blocked:
+                self._serving.resume()
+        if mask & _READ and self._wants_read():
+            self._readable()
+        elif mask & _GONE:
+            raise ConnectionResetError("the peer is gone")
+
+    def _deliver(self, deliver: Callable[[], None]) -> None:
+        deliver()
+        if self._serving is not None:
+            self._serving.resume()
+
+    def _wants_read(self) -> bool:
+        if self._ending:
+            return False
+        if self._serving is None:
+            return not self._sender.blocked
+        return self._serving.wants_read
+
+    def _settle(self) -> None:
+        """Decide what to wait for; close what is finished."""
+        if self._securing is not None:
+            self._loop.watch(self, _WRITE if self._securing.wants_write else _READ)
+            return
+        serving = self._serving
+        if serving is not None and serving.ended:
+            self._ending = True
+        if self._ending and not self._sender.blocked and (serving is None or serving.commands.idle):
+            self.close()
+            return
+        mask = _WRITE if self._sender.blocked else 0
+        self._loop.watch(self, mask | _READ if self._wants_read() else mask)
+
+    def _readable(self) -> None:
+        if self._serving is not None:
+            self._serving.readable(self._transport, alone=self._loop.alone)
+            return
+        inbox = self._loop.inbox
+        while not self._ending and self._serving is None and self._securing is None and not self._sender.blocked:
+            got = self._transport.recv_into(inbox)
+            if got is None:
+                return
+            if not got:
+                self._ending = True
+                return
+            self._negotiate(inbox[:got])
+
+    def _negotiate(self, data: memoryview) -> None:
+        negotiation = self._negotiation
+        reply = negotiation.feed(data)
+        if reply:
+            self._sender.send(reply)
+        if negotiation.state is State.CLOSED:
+            _log.info("client %s: %s", self.peer, negotiation.reason)
+            self._ending = True
+        elif negotiation.state is State.TLS:
+            self._start_tls()
+        elif negotiation.state is State.TRANSMISSION:
+            self._serve()
+
+    def _start_tls(self) -> None:
+        context = self._loop.config.tls_context
+        if context is None or self._sender.blocked:  # a peer that does not take even the acknowledgement
+            raise RemoteProtocolError("STARTTLS cannot go on")
+        self._securing = TlsTransport(self._plain, context)
+
+    def _secure(self, transport: TlsTransport) -> None:
+        if transport.handshake():
+            self._transport, self._securing = transport, None
+            self._sender.rebase(transport)
+            self._negotiation.restarted()
+            self._readable()  # what came with the last record of the handshake
+
+    def _serve(self) -> None:
+        session = self._negotiation.session
+        assert session is not None  # noqa: S101  # for mypy; the state says so
+        loop = self._loop
+        regions = loop.regions(session.export)
+        outbox = Outbox(loop.outbox, self._sender)
+        commands = Commands(session, regions, self._sender, outbox, loop.pool, loop.buffers, self)
+        spin = loop.config.spin if self._transport.direct else 0
+        self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, spin)
+        loop.served(self)
+        self._serving.begin(self._negotiation.leftover())
+        if self._transport.waiting() and self._wants_read():
+            self._readable()
