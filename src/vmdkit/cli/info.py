@@ -95,7 +95,7 @@ def _print_list(items: list[Any]) -> None:
             out(f"  {item}")
         return
     keys = list(dict.fromkeys(key for item in items for key in item))
-    rows = [["" if item.get(key) is None else item[key] for key in keys] for item in items]
+    rows = [["" if item.get(key) is None else _plain(item[key]) for key in keys] for item in items]
     numbers = [at for at in range(len(keys)) if all(isinstance(row[at], int) or row[at] == "" for row in rows)]
     table([["", *map(_label, keys)], *(["", *row] for row in rows)], right=[at + 1 for at in numbers], head=False)
 
@@ -104,9 +104,12 @@ def _label(key: str) -> str:
     return key.replace("_", " ")
 
 
+def _plain(value: Any) -> Any:
+    return ("no", "yes")[value] if isinstance(value, bool) else value
+
+
 def _text(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    value = _plain(value)
     if key in _SIZES and isinstance(value, int):
         return f"{format_size(value)} ({value} bytes)"
     return str(value)
