@@ -102,8 +102,8 @@ class Connection:
             self.close(f"broke the protocol: {error}")
         except OSError as error:  # the peer went away, or TLS failed
             self.close(f"connection lost: {error}" if not self.negotiated else "")
-        except Exception:
-            _log.exception("client %s: a bug in the server", self.peer)
+        except Exception as error:
+            _log.exception("client %s: this is a bug in the server, please report it: %r", self.peer, error)
             self.close()
 
     def _greet(self) -> None:

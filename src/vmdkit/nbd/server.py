@@ -119,7 +119,8 @@ class Service:
 
     def _closed(self, connection: Connection) -> None:
         self._accept(on=True)
-        if connection.negotiated and not self._loop.clients and not self._options.persistent:
+        last = connection.negotiated and not self._options.persistent
+        if not self._loop.clients and (last or not self._listeners):  # without an address nobody else can come
             self.stop()
 
 
