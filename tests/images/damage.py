@@ -31,11 +31,14 @@ DAMAGE: Final[dict[str, Damage]] = {**HOSTED, **STREAMED, **DELTAS, **NAMED, **T
 
 
 def cuts(image: Image, part: int = 0) -> Iterator[int]:
-    """Yield lengths to cut an extent file to: at, within and just after each of its structures."""
+    """Yield lengths to cut an extent file to: at, within and just after each of its structures (three grains only)."""
     path = image.parts[part].path
     whole = path.stat().st_size
     sizes = {0, 1, 4, 511, whole - 1, whole - 512, whole - 1024}
-    for place in image.parts[part].fields.values():
+    fields = image.parts[part].fields
+    grains = [name for name in fields if name.startswith("grain[")]
+    for name in set(fields) - set(grains[2:-1]):
+        place = fields[name]
         if place.file == path and place.size >= 512:
             sizes |= {place.offset, place.offset + place.size // 2, place.offset + place.size - 1}
             sizes.add(place.offset + place.size)

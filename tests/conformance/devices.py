@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every Device there is, each with the model of what it holds: the table that the conformance suite runs over."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import images
+from images import CHILDREN, PATCHED, SUBFORMATS
+from layout import SECTOR
+from model import Model
+from vmdkit import opener
+from vmdkit.storage.memory import MemoryDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from images import Image
+    from vmdkit.device import Device
+
+MIXED: Final = "64k:A 64k:0 64k:- 32k:B 32k:- 128k:c 4k:D 4k:0 4k:- 1M:- 3M:E 60k:- 512:F"
+TABLES: Final = "16320k:- 128k:A 16256k:- 64k:B 1M:- 8k:0 31M:- 4608:C"  # data on both sides of 16 and 32 MiB
+OVER: Final = "4k:- 64k:G 60k:- 64k:0 40k:- 32k:0 24k:H 96k:- 12k:0 1M:- 3M:- 60k:- 512:0"  # as long as MIXED
+FRESH: Final = [kind for kind in (*CHILDREN, "stream-A", "stream-B") if not kind.startswith("split")]
+EXACT: Final = dict.fromkeys("-0", 3) | {"A": 0, images.PACKED: 0}
+
+
+class Opened(NamedTuple):
+    """An open device, what it must hold, and the image it was made from, if any."""
+
+    device: Device
+    model: Model
+    image: Image | None = None
+
+    def boundaries(self) -> list[int]:
+        """Return the offsets at which anything begins or ends."""
+        if self.image is not None:
+            return self.image.boundaries()
+        return sorted({0, self.model.size, *(segment.offset for segment in self.model.segments())})
+
+
+def memory(directory: Path) -> Opened:
+    model = Model(MIXED)
+    return Opened(MemoryDevice(model.pread(model.size, 0)), model)
+
+
+def raw_file(directory: Path, *, writable: bool = False) -> Opened:
+    image = images.monolithic_flat(directory, MIXED)
+    return Opened(opener.open(image.parts[0].path, raw=True, writable=writable), image.model)
+
+
+def disk(directory: Path, kind: str, layout: str) -> Opened:
+    image = {**SUBFORMATS, **PATCHED}[kind].build(directory, layout)
+    return Opened(opener.open(image.path), image.model, image)
+
+
+def child(directory: Path, base: str, tops: tuple[str, ...]) -> Opened:
+    image = images.chain(directory, [(base, MIXED), *((top, OVER) for top in tops)])
+    return Opened(opener.open(image.path), image.model, image)
+
+
+def recipe(directory: Path, make: Callable[[Path], Image]) -> Opened:
+    image = make(directory)
+    return Opened(opener.open(image.path), image.model, image)
+
+
+DEVICES: Final[dict[str, Callable[[Path], Opened]]] = {
+    "memory": memory,
+    "file": raw_file,
+    "file-writable": partial(raw_file, writable=True),
+    **{kind: partial(disk, kind=kind, layout=MIXED) for kind in (*SUBFORMATS, *PATCHED)},
+    **{
+        f"{kind}-tables": partial(disk, kind=kind, layout=TABLES)
+        for kind, row in SUBFORMATS.items()
+        if (row.grain > SECTOR and not kind.startswith("split")) or kind == "vmfsSparse"
+    },
+    **{f"{kind}-fresh": partial(disk, kind=kind, layout="40M:-") for kind in FRESH},
+    **{f"{kind}-over-hosted": partial(child, tops=(kind,), base="hosted") for kind in CHILDREN},
+    "seSparse-over-stream": partial(child, base="stream-A", tops=("seSparse",)),
+    "hosted-over-flat": partial(child, base="flat", tops=("hosted",)),
+    "four-links": partial(child, base="vmfs", tops=("vmfsSparse", "seSparse-odd", "hosted-zeros")),
+    "cowd-recipe": partial(recipe, make=images.cowd_8m),
+    "sesparse-recipe": partial(recipe, make=images.sesparse_100m),
+}
