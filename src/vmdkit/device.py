@@ -64,7 +64,9 @@ class Can(IntFlag):
     TRIM = 32
     EXTENTS = 64
     CACHE = 128
-    MULTI_CONN = 256
+    MULTI_CONN = 256  # flush on one connection covers what completed on all
+    RESIZE = 512  # the end can be moved; what VMDK needs of the files it grows
+    FORK = 1024  # processes forked after opening may all use it
 
 
 class BlockSize(NamedTuple):
@@ -142,7 +144,7 @@ class Device(ABC):
 
     @property
     def size(self) -> int:
-        """Bytes; constant while open."""
+        """Bytes; constant while open, unless ``resize`` moves it."""
         return self._size
 
     @property
@@ -261,6 +263,17 @@ class Device(ABC):
         self._flush()
 
     @final
+    def resize(self, size: int) -> None:
+        """Move the end to ``size`` bytes; what is added reads as zero. For drivers that grow their files."""
+        self._alive()
+        if not self._can & Can.RESIZE:
+            raise UnsupportedError("its size cannot be changed", path=self._name)
+        if size < 0:
+            raise UsageError(f"{size} is no size", path=self._name)
+        self._resize(size)
+        self._size = self._end = size
+
+    @final
     def cache(self, count: int, offset: int) -> None:
         """Bring ``count`` bytes at ``offset`` near; advice, but errors of reading are raised."""
         self._check(offset, count)
@@ -337,6 +350,9 @@ class Device(ABC):
 
     def _trim(self, count: int, offset: int) -> None:
         """Default: nothing; trim is advice."""
+
+    def _resize(self, size: int) -> None:
+        """Move the end; called only where ``can`` has RESIZE."""
 
     def _flush(self) -> None:
         """Default: nothing; right where there is nothing volatile."""

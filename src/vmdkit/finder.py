@@ -34,7 +34,7 @@ def gate_for(*, untrusted: bool, allow_paths: Sequence[str]) -> Gate:
     return SameDir(open_file)
 
 
-def find(path: str, *, untrusted: bool = False) -> tuple[Device, Descriptor]:
+def find(path: str, *, untrusted: bool = False, writable: bool = False) -> tuple[Device, Descriptor]:
     """Return the file that holds the descriptor of ``path``, opened, and the descriptor.
 
     Raises FormatError where there is none, UnsupportedError, OSError. No neighbour is looked at if ``untrusted``.
@@ -42,10 +42,10 @@ def find(path: str, *, untrusted: bool = False) -> tuple[Device, Descriptor]:
     beside = None
     if not untrusted and _EXTENT_NAME.fullmatch(os.path.basename(path)):
         # A flat extent is never probed: its first bytes are the guest's.
-        beside = _descriptor_beside(path)
-    found = beside or _own_descriptor(path)
+        beside = _descriptor_beside(path, writable=writable)
+    found = beside or _own_descriptor(path, writable=writable)
     if found is None and not untrusted:
-        found = _descriptor_beside(path)
+        found = _descriptor_beside(path, writable=writable)
     if found is not None:
         return found
     raise FormatError(
@@ -55,9 +55,9 @@ def find(path: str, *, untrusted: bool = False) -> tuple[Device, Descriptor]:
     )
 
 
-def _own_descriptor(path: str) -> tuple[Device, Descriptor] | None:
+def _own_descriptor(path: str, *, writable: bool) -> tuple[Device, Descriptor] | None:
     """Open ``path`` and read the descriptor in it; None where it is an extent without one."""
-    storage = open_file(path)
+    storage = open_file(path, writable=writable)
     try:
         text = read_descriptor(storage)
         if text is not None:
@@ -80,7 +80,7 @@ def _empty(storage: FileDevice) -> str:
     return "" if storage.size else " (it is empty)"
 
 
-def _descriptor_beside(path: str) -> tuple[Device, Descriptor] | None:
+def _descriptor_beside(path: str, *, writable: bool) -> tuple[Device, Descriptor] | None:
     """Look in the directory of an extent file for the descriptor that names it."""
     name = os.path.basename(path)
     for candidate in _neighbours(path):
@@ -92,7 +92,10 @@ def _descriptor_beside(path: str) -> tuple[Device, Descriptor] | None:
             if storage.size <= LARGEST and looks_like_descriptor(storage.pread(storage.size, 0)):
                 text = read_descriptor(storage)
                 if text is not None and any(line.name == name for line in text.extents):
-                    return storage, text
+                    if not writable:
+                        return storage, text
+                    storage.close()
+                    return open_file(candidate, writable=True, follow=False, regular=True), text
         except VmdkitError:
             pass
         storage.close()

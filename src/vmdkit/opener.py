@@ -68,5 +68,5 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
         untrusted=untrusted,
         writable=writable,
     )
-    storage, text = find(path, untrusted=untrusted)
+    storage, text = find(path, untrusted=untrusted, writable=writable)
     return open_image(storage, text, gate_for(untrusted=untrusted, allow_paths=allow_paths), options)

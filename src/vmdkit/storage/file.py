@@ -60,9 +60,10 @@ class FileDevice(Device):
 
     def __init__(self, fd: int, path: str, *, writable: bool = False, block_device: bool = False) -> None:
         size = os.lseek(fd, 0, os.SEEK_END)
-        can = Can.FLUSH | Can.EXTENTS | Can.CACHE | Can.MULTI_CONN
+        can = Can.FLUSH | Can.EXTENTS | Can.CACHE | Can.MULTI_CONN | Can.FORK
         if writable:
             can |= Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM
+            can |= Can.NONE if block_device else Can.RESIZE
         super().__init__(size, name=path, can=can, block_size=BlockSize())
         self._fd = fd
         self._block_device = block_device
@@ -116,6 +117,9 @@ class FileDevice(Device):
                 return False
             raise OSError(number, os.strerror(number), self._name)
         return True
+
+    def _resize(self, size: int) -> None:
+        os.ftruncate(self._fd, size)
 
     def _flush(self) -> None:
         os.fdatasync(self._fd)

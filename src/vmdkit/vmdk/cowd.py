@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vmdkit.errors import CorruptError, UnsupportedError
 from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
+from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
 from vmdkit.vmdk.structs import CowdHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
+    from vmdkit.vmdk.session import Session
     from vmdkit.vmdk.structs import Codes
 
 _ENTRIES = 4096
@@ -63,6 +67,23 @@ class CowdExtent(TableExtent):
             "grain": header.grain_size,
             "unclean": bool(header.unclean_shutdown),
         }
+
+    def open_for_writing(self, session: Session) -> None:
+        """Get ready to be written."""
+        if (self.tables.directory == structs.CORRUPT).any():
+            raise CorruptError("the grain directory has entries that cannot be right", path=self.path)
+        copy = Copy(self.header.gd_offset, np.maximum(self.tables.directory, 0).tolist())
+        self.writer = TableWriter(
+            self, [copy], session, zero_code=None, first_free=self.header.free, before_barrier=self._note_end
+        )
+
+    def _note_end(self, end: int) -> None:
+        """Write where the used file ends, so that no pointer ever lies behind it (VMware checks that)."""
+        self._file.pwrite((end // SECTOR).to_bytes(4, "little"), CowdHeader.offset_of("free"))
+
+    def mark_unclean(self, *, unclean: bool) -> None:
+        """Set or clear the word that tells of a writer that did not finish."""
+        self._file.pwrite(int(unclean).to_bytes(4, "little"), CowdHeader.offset_of("unclean_shutdown"))
 
 
 def _read_header(storage: Device) -> CowdHeader:

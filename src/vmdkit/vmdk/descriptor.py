@@ -52,7 +52,10 @@ class ExtentLine:
 
 @dataclass(slots=True)
 class Descriptor:
-    """What the text says. Keys are lower case; ``ddb`` keys lack their prefix."""
+    """What the text says. Keys are lower case; ``ddb`` keys lack their prefix.
+
+    ``raw`` is the text as it stands in its file, ``at`` (bytes) where.
+    """
 
     path: str
     header: dict[str, str] = field(default_factory=dict)
@@ -61,6 +64,8 @@ class Descriptor:
     doubts: list[Doubt] = field(default_factory=list)
     encoding: str = "utf-8"
     raw_names: dict[str, bytes] = field(default_factory=dict)
+    raw: bytes = b""
+    at: int = 0
 
     @property
     def create_type(self) -> str:
@@ -115,12 +120,12 @@ def looks_like_descriptor(head: bytes | bytearray) -> bool:
     return _SIGNS.search(text) is not None
 
 
-def parse(data: bytes | bytearray, path: str) -> Descriptor:
-    """Parse descriptor text up to its first NUL; raises DescriptorError with the line."""
+def parse(data: bytes | bytearray, path: str, *, at: int = 0) -> Descriptor:
+    """Parse descriptor text, found at ``at`` of its file, up to its first NUL; raises DescriptorError with the line."""
     text = bytes(data).split(b"\0", 1)[0].removeprefix(_TEXT_MARK)
     if len(text) > LARGEST:
         raise DescriptorError(f"the descriptor has more than {LARGEST} bytes", path=path)
-    result = Descriptor(path)
+    result = Descriptor(path, raw=bytes(data).split(b"\0", 1)[0], at=at)
     result.encoding = _choose_encoding(text, result)
     for number, raw in enumerate(re.split(rb"\r\n|\n|\r", text), start=1):
         line = raw.decode(result.encoding, "surrogateescape" if result.encoding == "utf-8" else "replace").strip()

@@ -50,7 +50,7 @@ class VmdkDisk(Device):
         super().__init__(
             size,
             name=descriptor.path,
-            can=Can.FLUSH | Can.EXTENTS | Can.CACHE | Can.MULTI_CONN,
+            can=Can.FLUSH | Can.EXTENTS | Can.CACHE | Can.MULTI_CONN | Can.FORK,
             block_size=BlockSize(preferred=_PREFERRED),
             contexts=(ALLOCATION, DEPTH),
         )

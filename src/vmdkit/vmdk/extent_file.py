@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmdkit.device import Device
+    from vmdkit.vmdk.allocate import TableWriter
+    from vmdkit.vmdk.session import Session
 
 
 class RunKind(Enum):
@@ -60,6 +62,8 @@ class ExtentFile(ABC):
     """
 
     is_plain = False
+    grain = 0  # bytes; 0 where there are no grains
+    writer: TableWriter | None = None  # gives grains, where the extent has any and was opened for writing
 
     def __init__(self, length: int, storage: Device | None, *, kind: str) -> None:
         self.length = length
@@ -106,6 +110,12 @@ class ExtentFile(ABC):
     def examine(self) -> Iterator[Doubt]:
         """Yield doubts that take reading all metadata to find; ``doubts`` has those seen on opening."""
         yield from ()
+
+    def open_for_writing(self, session: Session) -> None:
+        """Get ready to be written; raises UnsupportedError or CorruptError where that would not be safe."""
+
+    def mark_unclean(self, *, unclean: bool) -> None:
+        """Write the flag that says whether the file is being written, where the format has one; not yet durable."""
 
     def close(self) -> None:
         """Close the storage."""

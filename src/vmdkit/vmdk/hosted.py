@@ -13,6 +13,7 @@ follows the redundant one), the caller may choose the other, and ``examine`` rep
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,9 @@ import numpy as np
 from vmdkit.errors import CorruptError, FormatError, UnsupportedError
 from vmdkit.units import GIB, MIB, SECTOR
 from vmdkit.vmdk import structs
+from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
+from vmdkit.vmdk.repair import differing_tables, reconcile
 from vmdkit.vmdk.structs import HostedHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
@@ -28,14 +31,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmdkit.device import Device
+    from vmdkit.vmdk.session import Session
     from vmdkit.vmdk.structs import Codes
 
 _MOST_TABLES = 4 * MIB  # directory entries; 128 TiB of 64 KiB grains, twice the largest disk VMware makes
 _LARGEST_GRAIN = GIB  # qemu reads as much; an uncompressed grain is never held in memory
 _LARGEST_PACKED_GRAIN = 8 * MIB  # a compressed grain is inflated whole
 _MOST_ENTRIES = 4096  # entries in a table; the format says 512 always
+_ENTRIES = 512  # in a table, in everything that is written
 _WIDTH = 4  # bytes of a pointer
-_DEFAULT_GRAIN = 128 * SECTOR
+_log = logging.getLogger(__name__)
 
 
 def read_header(storage: Device, offset: int = 0) -> HostedHeader:
@@ -125,6 +130,12 @@ def _lowest_grain(header: HostedHeader, storage: Device) -> int:
     return header.overhead if SECTOR < header.overhead <= storage.size else SECTOR
 
 
+def _copy(tables: GrainTables, directory_offset: int) -> Copy:
+    if (tables.directory == structs.CORRUPT).any():
+        raise CorruptError("the grain directory has entries that cannot be right; check and repair it before writing")
+    return Copy(directory_offset, np.maximum(tables.directory, 0).tolist())
+
+
 class HostedExtent(TableExtent):
     """An uncompressed hosted sparse extent."""
 
@@ -133,6 +144,7 @@ class HostedExtent(TableExtent):
         if redundant and not has_redundant:
             raise UnsupportedError("there is no redundant grain directory to follow", path=storage.name)
         self.header = header
+        self._redundant = redundant
         self._other = header.gd_offset if redundant else header.rgd_offset if has_redundant else None
         offset = header.rgd_offset if redundant else header.gd_offset
         tables = read_tables(storage, header, offset)
@@ -154,6 +166,40 @@ class HostedExtent(TableExtent):
             "flags": f"{header.flags:#x}",
             "unclean": bool(header.unclean_shutdown),
         }
+
+    def open_for_writing(self, session: Session) -> None:
+        """Get ready to be written: both copies of the tables have to be whole and equal.
+
+        After a crash (the unclean flag is set) copies that differ as a crash leaves them are made equal first.
+        """
+        header, storage = self.header, self._file
+        unknown = header.flags & ~structs.KNOWN_FLAGS
+        if header.version > 2 or unknown or header.table_entries != _ENTRIES or self._redundant:
+            raise UnsupportedError(
+                f"only versions 1 and 2 with known flags are written, through the primary directory "
+                f"(version {header.version}, flags {header.flags:#x})",
+                path=self.path,
+            )
+        copies = [_copy(self.tables, header.gd_offset)]
+        if self._other is not None:
+            other = read_tables(storage, header, self._other)
+            differing = differing_tables(self.tables, other)
+            if differing and not header.unclean_shutdown:
+                raise CorruptError(
+                    f"the two copies of {len(differing)} grain tables differ; check and repair it before writing",
+                    structure="grain table", path=self.path,
+                )  # fmt: skip
+            if differing:
+                reconcile(storage, self.tables, other, differing)
+                _log.warning("%s: made the copies of %d grain tables equal after a crash", self.path, len(differing))
+                self.tables = read_tables(storage, header, header.gd_offset)
+            copies.insert(0, _copy(other, self._other))
+        zero_code = structs.ZERO if header.flags & structs.FLAG_ZERO_GRAINS else None
+        self.writer = TableWriter(self, copies, session, zero_code=zero_code)
+
+    def mark_unclean(self, *, unclean: bool) -> None:
+        """Set or clear the byte that tells of a writer that did not finish."""
+        self._file.pwrite(bytes([unclean]), HostedHeader.offset_of("unclean_shutdown"))
 
     def examine(self) -> Iterator[Doubt]:
         """Compare both copies of the tables and check every pointer."""

@@ -20,7 +20,9 @@ from vmdkit.vmdk.extent_file import Doubt, ExtentFile
 from vmdkit.vmdk.flat import FlatExtent, MissingTail, NoAccessExtent, ZeroExtent
 from vmdkit.vmdk.hosted import HostedExtent, read_header
 from vmdkit.vmdk.sesparse import SeSparseExtent
+from vmdkit.vmdk.session import Session
 from vmdkit.vmdk.stream import StreamExtent
+from vmdkit.vmdk.writable import WritableDisk
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
@@ -102,7 +104,7 @@ def read_descriptor(storage: Device) -> Descriptor | None:
     raw = storage.pread(length, at)
     if not raw.strip(b"\0 \t\r\n"):
         return None
-    return descriptor.parse(raw, storage.name)
+    return descriptor.parse(raw, storage.name, at=at)
 
 
 def open_image(
@@ -112,7 +114,7 @@ def open_image(
 
     Raises FormatError, UnsupportedError, ChainError, GateError or OSError.
     """
-    files = _Files(storage, text, gate)
+    files = _Files(storage, text, gate, writable=options.writable)
     try:
         here = chain.identify(storage)
         chain.check_depth(seen, here, text.path)
@@ -121,6 +123,8 @@ def open_image(
         for index, line in enumerate(text.extents):
             extents += _open_line(index, line, files, options)
         parent = _open_parent(text, gate, options, (*seen, here))
+        if options.writable:
+            return _writable(storage, text, extents, parent, here)
         if all(extent.storage is not storage for extent in extents):
             storage.close()
         return VmdkDisk(text, extents, parent=parent, identity=here)
@@ -129,29 +133,52 @@ def open_image(
         raise
 
 
+def _writable(
+    storage: Device, text: Descriptor, extents: list[ExtentFile], parent: Device | None, here: Identity
+) -> WritableDisk:
+    """Return the disk opened for writing; parents that were opened are closed on failure."""
+    session = Session(text, storage)
+    try:
+        if text.ddb.get("iofilters"):
+            raise UnsupportedError(
+                f"I/O filters ({text.ddb['iofilters']}) would not see what is written", path=text.path
+            )
+        for extent in extents:
+            if isinstance(extent, MissingTail) or (extent.doubts and extent.is_plain):
+                raise FormatError("its files are smaller than the disk; repair it before writing", path=extent.path)
+            session.take(extent)
+    except BaseException:
+        if parent is not None:
+            parent.close()
+        raise
+    return WritableDisk(text, extents, session, storage, parent=parent, identity=here)
+
+
 class _Files:
     """The files of one link, each opened once however many lines name it."""
 
-    def __init__(self, storage: Device, text: Descriptor, gate: Gate) -> None:
+    def __init__(self, storage: Device, text: Descriptor, gate: Gate, *, writable: bool) -> None:
         self.own = storage
         self.text = text
         self._gate = gate
-        self._named: dict[str, Device] = {}
+        self._writable = writable
+        self._named: dict[tuple[str, bool], Device] = {}
 
     def open(self, line: ExtentLine) -> Device:
         """Open the file of a line by its decoded name, then by the very bytes of the text."""
         if line.name is None:
             raise DescriptorError(f"a {line.type} extent needs a file name", path=self.text.path, line=line.line)
-        name = line.name
-        if name not in self._named:
-            self._named[name] = self._open(line, name)
-        return self._named[name]
+        name, writable = line.name, self._writable and line.access == "RW"
+        known = self._named.get((name, writable))
+        if known is None:
+            known = self._named[name, writable] = self._open(line, name, writable=writable)
+        return known
 
-    def _open(self, line: ExtentLine, name: str) -> Device:
+    def _open(self, line: ExtentLine, name: str, *, writable: bool) -> Device:
         raw = self.text.raw_names.get(name, b"").decode("utf-8", "surrogateescape")
         for attempt in dict.fromkeys((name, raw or name)):
             try:
-                return self._gate.open(attempt, self.text.path)
+                return self._gate.open(attempt, self.text.path, writable=writable)
             except FileNotFoundError:
                 continue
         raise DescriptorError(

@@ -28,6 +28,7 @@ from vmdkit.vmdk.tables import GrainTables, TableExtent
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
+    from vmdkit.vmdk.session import Session
     from vmdkit.vmdk.structs import Codes
 
 _WIDTH = 8
@@ -58,6 +59,12 @@ class SeSparseExtent(TableExtent):
         super().__init__(header.capacity, storage, tables, grain=_GRAIN, kind=kind)
         self.header = header
         self.doubts += doubts
+
+    def open_for_writing(self, session: Session) -> None:
+        """Refuse."""
+        raise UnsupportedError(
+            "nobody has documented how its journal is written; commit or convert it on its ESX host", path=self.path
+        )
 
     def facts(self) -> dict[str, object]:
         """Add what the header says."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmdkit.errors import CorruptError, FormatError
+from vmdkit.errors import CorruptError, FormatError, UnsupportedError
 from vmdkit.kernels import ZEROS, inflate
 from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
@@ -33,6 +33,7 @@ from vmdkit.vmdk.tables import FoundTables, TableExtent
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
+    from vmdkit.vmdk.session import Session
     from vmdkit.vmdk.tables import GrainTables
 
 _CACHE_BYTES = 4 * MIB  # inflated grains kept; 64 of the usual 64 KiB
@@ -61,6 +62,13 @@ class StreamExtent(TableExtent):
         self._most = max(1, _CACHE_BYTES // header.grain_size)
         self._lock = threading.Lock()
 
+    def open_for_writing(self, session: Session) -> None:
+        """Refuse."""
+        raise UnsupportedError(
+            "a stream is written once, from front to back; convert it to a sparse or flat disk to change it",
+            path=self.path,
+        )
+
     def facts(self) -> dict[str, object]:
         """Add what the header says."""
         header = self.header
@@ -74,7 +82,7 @@ class StreamExtent(TableExtent):
 
     def allocated(self) -> int:
         """Return the bytes of the file: compressed grains have no other size that means something."""
-        return self._eof
+        return self._file.size
 
     def inflate_into(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` from the grains at ``offset``; whole grains bypass the cache."""
@@ -118,7 +126,7 @@ class StreamExtent(TableExtent):
     def _packed(self, address: int) -> tuple[memoryview, int | None]:
         """Return the zlib data of a grain and its own idea of where it belongs."""
         head_size = GrainMarker.size_of() if self._has_lba else _LENGTH_ONLY
-        guess = min(head_size + self.grain // 2, self._eof - address)
+        guess = min(head_size + self.grain // 2, self._file.size - address)
         raw = memoryview(self._file.pread(guess, address))
         if guess < head_size:
             raise self._wrong("the file ends inside the marker", address)
@@ -128,7 +136,7 @@ class StreamExtent(TableExtent):
             lba, length = marker.lba, marker.length
         else:
             length = int.from_bytes(raw[:_LENGTH_ONLY], "little")
-        if not 0 < length <= self._longest or address + head_size + length > self._eof:
+        if not 0 < length <= self._longest or address + head_size + length > self._file.size:
             raise self._wrong(f"{length} bytes of compressed data are not possible here", address)
         if head_size + length > guess:
             raw = memoryview(self._file.pread(head_size + length, address))

@@ -171,6 +171,17 @@ def decode_sectors(raw: bytes | bytearray, *, low: int, high: int, zero_grains: 
     return codes
 
 
+def encode_sectors(codes: Codes) -> bytes:
+    """Encode byte addresses, UNALLOCATED and ZERO as u32 sector pointers: what ``decode_sectors`` reads.
+
+    Addresses must be whole sectors below 2^32 of them, and none CORRUPT; the writer sees to both.
+    """
+    entries = codes // SECTOR
+    entries[codes == UNALLOCATED] = 0
+    entries[codes == ZERO] = 1
+    return entries.astype("<u4").tobytes()
+
+
 def decode_sesparse_directory(raw: bytes | bytearray, *, tables_offset: int, table_size: int, high: int) -> Codes:
     """Decode seSparse directory entries: 0 none, else 0x10000000 in the upper half and a table number below (1.10)."""
     entries = np.frombuffer(raw, dtype="<u8")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmdkit.device import Kind
+from vmdkit.device import ExtentFlags
 from vmdkit.errors import CorruptError, VmdkitError
 from vmdkit.units import MIB
 from vmdkit.vmdk.extent_file import ExtentFile, Run, RunKind
@@ -35,6 +35,7 @@ _CACHE_BYTES = 32 * MIB  # decoded tables kept; covers 256 GiB of 64 KiB grains
 _BULK_BYTES = MIB  # decoded table entries mapped at once
 _CODE = 8  # bytes of a decoded entry
 _MOST_HOLES = 1 << 16  # pieces of metadata looked at for holes
+_WORTH_LOOKING = 16  # tables; fewer are read faster than their holes are found
 
 _KINDS = {UNALLOCATED: RunKind.PARENT, ZERO: RunKind.ZERO, CORRUPT: RunKind.CORRUPT}
 
@@ -57,12 +58,16 @@ class GrainTables:
         self._decode = decode
         self._cache: dict[int, Table] = {}
         self._lock = threading.Lock()
+        self._pinned: set[int] = set()
         self.entries = entries
         self.raw_size = entries * width
         self._most = max(1, _CACHE_BYTES // (entries * _CODE))
         directory = directory.copy()
-        directory[directory + self.raw_size > storage.size] = CORRUPT
-        self.directory: Codes = _without_holes(storage, directory, self.raw_size)
+        directory[(directory >= 0) & (directory + self.raw_size > storage.size)] = CORRUPT
+        self.hidden = in_holes(storage, directory, self.raw_size)
+        if not storage.writable:  # of a file that changes, holes are known for this moment only
+            directory[self.hidden] = UNALLOCATED
+        self.directory: Codes = directory
         self._addresses: Table = self.directory.data
 
     def __len__(self) -> int:
@@ -78,10 +83,43 @@ class GrainTables:
             return address
         table = self._load(number, address).data
         with self._lock:
+            raced = self._cache.get(number)
+            if raced is not None:
+                return raced  # another thread was faster, and may have changed entries since
             if len(self._cache) >= self._most:
-                del self._cache[next(iter(self._cache))]  # oldest first: good enough, and no work on a hit
+                self._evict()
             self._cache[number] = table
         return table
+
+    def _evict(self) -> None:
+        """Drop the oldest table that is as the file has it; no work on a hit, and good enough."""
+        for number in self._cache:
+            if number not in self._pinned:
+                del self._cache[number]
+                return
+
+    def pin(self, number: int) -> Table:
+        """Return table ``number``, to be changed, and keep it until ``unpin``: the file does not have it yet."""
+        while True:
+            table = self.table(number)
+            if isinstance(table, int):
+                raise CorruptError(f"grain table {number} cannot be changed", path=self._storage.name)
+            with self._lock:
+                if self._cache.get(number) is table:
+                    self._pinned.add(number)
+                    return table
+
+    def add(self, number: int, address: int) -> None:
+        """Make an empty table that is to lie at ``address``, and pin it."""
+        with self._lock:
+            self._pinned.add(number)
+            self._cache[number] = np.full(self.entries, UNALLOCATED, dtype=np.int64).data
+            self._addresses[number] = address
+
+    def unpin(self, number: int) -> None:
+        """Let table ``number`` go: the file has it."""
+        with self._lock:
+            self._pinned.discard(number)
 
     def _load(self, number: int, address: int) -> Codes:
         return self._decode(self._storage.pread(self.raw_size, address))
@@ -101,6 +139,11 @@ class GrainTables:
         parts: list[Codes] = []
         at = first
         while at < last:
+            pinned = self._cache.get(at) if at in self._pinned else None
+            if pinned is not None:
+                parts.append(np.array(pinned, dtype=np.int64))
+                at += 1
+                continue
             address: int = self._addresses[at]
             if address < 0:
                 parts.append(np.full(self.entries, address, dtype=np.int64))
@@ -108,6 +151,8 @@ class GrainTables:
                 continue
             stop = at + 1
             while stop < last and self._addresses[stop] == address + (stop - at) * self.raw_size:
+                if stop in self._pinned:
+                    break
                 stop += 1
             parts.append(self._decode(self._storage.pread((stop - at) * self.raw_size, address)))
             at = stop
@@ -149,7 +194,11 @@ class TableExtent(ExtentFile):
         self.grain = grain
         self._coverage = grain * tables.entries
         self._present = RunKind.DEFLATE if compressed else RunKind.DATA
-        self._eof = storage.size
+
+    @property
+    def file(self) -> Device:
+        """The storage, which a table extent always has."""
+        return self._file
 
     def map(self, offset: int, count: int) -> Run:
         """Return the run at ``offset``; it ends with its table at the latest."""
@@ -178,11 +227,12 @@ class TableExtent(ExtentFile):
 
     def _within_file(self, length: int, at: int) -> Run:
         """Cut a run at the end of the file: what a short last grain lacks reads as zero (format spec 1.7)."""
-        if at + length <= self._eof:
+        eof = self._file.size
+        if at + length <= eof:
             return Run(length, RunKind.DATA, at)
-        if at >= self._eof:
+        if at >= eof:
             return Run(length, RunKind.ZERO)
-        return Run(self._eof - at, RunKind.DATA, at)
+        return Run(eof - at, RunKind.DATA, at)
 
     def runs(self, offset: int, count: int) -> Iterator[Run]:
         """Yield runs in bulk: unallocated tables are stepped over, present ones joined by numpy."""
@@ -260,26 +310,26 @@ class TableExtent(ExtentFile):
         )
 
 
-def _without_holes(storage: Device, directory: Codes, raw_size: int) -> Codes:
-    """Mark tables that lie wholly in a hole of the file as unallocated: a hole is zeros, and zeros are that."""
+def in_holes(storage: Device, directory: Codes, raw_size: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Tell which tables lie wholly in holes of the file: a hole is zeros, and zeros are unallocated entries."""
+    hidden = np.zeros(len(directory), dtype=bool)
     present = np.flatnonzero(directory >= 0)
-    if len(present) < 16:
-        return directory
+    if len(present) < _WORTH_LOOKING:
+        return hidden
     low, high = int(directory[present].min()), int(directory[present].max()) + raw_size
     if high - low > 4 * len(present) * raw_size:
-        return directory  # tables strewn among data: looking for holes would walk the whole file
+        return hidden  # tables strewn among data: looking for holes would walk the whole file
     starts, ends = [], []
-    for count, run in enumerate(storage.locate(high - low, low)):
+    for count, run in enumerate(storage.extents(high - low, low)):
         if count > _MOST_HOLES:
-            return directory
-        if run.kind is Kind.HOLE:
+            return hidden
+        if run.flags & ExtentFlags.HOLE:
             starts.append(run.offset)
             ends.append(run.offset + run.length)
     if starts:
         which = np.searchsorted(np.array(starts), directory[present], side="right") - 1
-        hidden = (which >= 0) & (directory[present] + raw_size <= np.array(ends)[which])
-        directory[present[hidden]] = UNALLOCATED
-    return directory
+        hidden[present] = (which >= 0) & (directory[present] + raw_size <= np.array(ends)[which])
+    return hidden
 
 
 def _never(raw: bytes | bytearray) -> Codes:
