@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
+from vmdkit import __version__
 from vmdkit.cli.parser import Parser, add_general_options, parse_defaults
 from vmdkit.cli.render import describe, out, say
 from vmdkit.errors import VmdkitError
@@ -54,7 +55,8 @@ def run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return 128 + signal.SIGPIPE
-        say(f"standard output: {error.strerror}")
+        error.filename = "standard output"
+        say(describe(error))
         return code or 1
     return code
 
@@ -97,7 +99,7 @@ def _dispatch(words: list[str]) -> int:
     args = parser.parse_args(words[:at], parse_defaults())
     verb, rest = (words[at], words[at + 1 :]) if at < len(words) else ("", [])
     if args.version:
-        out(f"vmdkit {import_module('importlib.metadata').version('vmdkit')}")
+        out(f"vmdkit {__version__}")
         return 0
     if args.help or verb in ("", "help"):
         _help()

@@ -42,10 +42,14 @@ def emit(text: str) -> None:
     if sys.stdout is None:
         return
     try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:  # LANG=C
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:  # LANG=C
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def say(text: object) -> None:

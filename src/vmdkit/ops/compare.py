@@ -105,7 +105,7 @@ class _Comparer:
     def _read(self, device: Device, side: int, piece: tuple[int, int, int]) -> bytearray:
         """Return the bytes of a piece; whole chunks in a buffer that each thread keeps."""
         offset, length, _ = piece
-        with naming(offset, device):
+        with naming(offset, length, device):
             if length != CHUNK:
                 return device.pread(length, offset)
             buffers = getattr(self._local, "buffers", None)

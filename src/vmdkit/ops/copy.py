@@ -125,7 +125,7 @@ def _send(source: Device, segment: Segment, pipe: Pipe, progress: Progress, tall
             tally.moved += moved
         else:
             moved = min(segment.length - done, CHUNK)
-            with naming(segment.offset + done, source):
+            with naming(segment.offset + done, moved, source):
                 buf = source.pread(moved, segment.offset + done)
             pipe.write(memoryview(buf))
             tally.read += moved
@@ -195,7 +195,7 @@ class _Copier:
         done = 0
         while done < segment.length:
             offset = segment.offset + done
-            with naming(offset, self.destination):
+            with naming(offset, segment.length - done, self.destination):
                 moved = self.offload.move(segment.fd, segment.at + done, segment.length - done, offset)
             if not moved:
                 break
@@ -218,9 +218,9 @@ class _Copier:
                 self._read_write(segment, memoryview(buf)[: segment.length])
 
     def _read_write(self, segment: Segment, view: memoryview) -> None:
-        with naming(segment.offset, self.source):
+        with naming(segment.offset, segment.length, self.source):
             self.source.pread_into(view, segment.offset)
-        with naming(segment.offset, self.destination):
+        with naming(segment.offset, segment.length, self.destination):
             end = 0
             for at, length in data_runs(view, self.options.granularity):
                 self._zero(Segment(segment.offset + end, at - end, zero=True))
@@ -231,5 +231,5 @@ class _Copier:
     def _zero(self, segment: Segment) -> None:
         if self.clean or not segment.length:
             return
-        with naming(segment.offset, self.destination):
+        with naming(segment.offset, segment.length, self.destination):
             self.destination.zero(segment.length, segment.offset, no_hole=not self.options.granularity)

@@ -106,7 +106,7 @@ def hash_extents(
                 device, algorithm, count=length, offset=offset, progress=progress, threads=threads
             )
         made = hasher(algorithm)
-        with naming(offset, device):
+        with naming(offset, length, device):
             made.update(memoryview(device.pread(length, offset)))
         return extent, made.hexdigest()
 

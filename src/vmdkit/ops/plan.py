@@ -64,15 +64,15 @@ def plan(device: Device, count: int | None = None, offset: int = 0) -> Iterator[
 
 
 @contextmanager
-def naming(offset: int, device: Device) -> Iterator[None]:
-    """Note on the errors inside at which offset of the disk they arose; give those of the system a path."""
+def naming(offset: int, count: int, device: Device) -> Iterator[None]:
+    """Note on the errors inside in which bytes of the disk they arose; give those of the system a path."""
     try:
         yield
     except OSError as error:
         if error.filename is None and device.name:
             error.filename = device.name
-        error.add_note(f"at offset {offset:#x} of the disk")
+        error.add_note(f"in the {count} bytes at {offset:#x} of the disk")
         raise
     except VmdkitError as error:
-        error.add_note(f"at offset {offset:#x} of the disk")
+        error.add_note(f"in the {count} bytes at {offset:#x} of the disk")
         raise

@@ -91,7 +91,7 @@ def read_ahead(
         if not heavy(piece):
             return piece, None
         buf = free.get()
-        with naming(piece.offset, device):
+        with naming(piece.offset, piece.length, device):
             device.pread_into(memoryview(buf)[: piece.length], piece.offset)
         return piece, buf
 

@@ -132,7 +132,7 @@ def test_the_lowest_error_is_raised_with_its_place(pieces: Any) -> None:
     source = pieces([(8 * CHUNK, b"A")], fail_at=3 * CHUNK + 5)
     with pytest.raises(OSError, match="Input/output error") as caught:
         copy(source, MemoryDevice(source.size))
-    assert caught.value.__notes__ == [f"at offset {3 * CHUNK:#x} of the disk"]
+    assert caught.value.__notes__ == [f"in the {CHUNK} bytes at {3 * CHUNK:#x} of the disk"]
     assert caught.value.filename == "pieces"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmdkit")]
 

@@ -53,10 +53,10 @@ def test_memory_must_be_read() -> None:
 
 def test_errors_say_where(pieces: Any) -> None:
     device = pieces([(1, b"A")])
-    with pytest.raises(OSError, match="gone") as caught, naming(0x200, device):
+    with pytest.raises(OSError, match="gone") as caught, naming(0x200, 9, device):
         raise OSError(5, "gone")
     assert caught.value.filename == "pieces"
-    assert caught.value.__notes__ == ["at offset 0x200 of the disk"]
-    with pytest.raises(FormatError) as other, naming(0, device):
+    assert caught.value.__notes__ == ["in the 9 bytes at 0x200 of the disk"]
+    with pytest.raises(FormatError) as other, naming(0, 9, device):
         raise FormatError("bad")
-    assert other.value.__notes__ == ["at offset 0x0 of the disk"]
+    assert other.value.__notes__ == ["in the 9 bytes at 0x0 of the disk"]

@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def pair(raw: Path, tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "other").write_bytes(raw.read_bytes())
+    return "disk.raw", "other"
+
+
+def test_same(vmdkit: Any, pair: Any) -> None:
+    done = vmdkit("compare", "--raw", *pair)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Images are identical.\n", "")
+    done = vmdkit("compare", "--raw", "-q", *pair)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_differ(vmdkit: Any, pair: Any, tmp_path: Path) -> None:
+    with (tmp_path / "other").open("r+b") as file:
+        file.seek(200_001)
+        file.write(b"x")
+    done = vmdkit("compare", "--raw", *pair)
+    assert (done.returncode, done.stdout) == (1, "Content mismatch at offset 200001!\n")
+    found = json.loads(vmdkit("compare", "--raw", "--json", *pair).stdout)
+    assert (found["same"], found["offset"], found["sizes"]) == (False, 200_001, [1 << 20, 1 << 20])
+
+
+def test_sizes(vmdkit: Any, pair: Any, tmp_path: Path) -> None:
+    with (tmp_path / "other").open("ab") as file:
+        file.write(bytes(512))
+    done = vmdkit("compare", "--raw", *pair)
+    assert (done.returncode, done.stdout) == (0, "Images are identical.\n")
+    assert done.stderr == "vmdkit: warning: sizes differ: 1048576 and 1049088 bytes\n"
+    done = vmdkit("compare", "--raw", "--strict", *pair)
+    assert (done.returncode, done.stdout) == (1, "Sizes differ: 1048576 and 1049088 bytes.\n")
+    with (tmp_path / "other").open("ab") as file:
+        file.write(b"x")
+    done = vmdkit("compare", "--raw", *pair)
+    assert (done.returncode, done.stdout) == (1, "Content mismatch at offset 1049088!\n")
+
+
+def test_not_opened(vmdkit: Any, raw: Path) -> None:
+    done = vmdkit("compare", "--raw", raw, "none")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "vmdkit: none: No such file or directory\n")
+    assert vmdkit("compare", raw, raw).returncode == 2
+
+
+def test_not_read(vmdkit: Any, build: Any, tmp_path: Path) -> None:
+    image = build("stream-A", "64k:A 64k:b 64k:C")
+    (tmp_path / "copy").write_bytes(image.model.pread(image.size, 0))
+    image.poke_entry(1, 0xFFFFFF)
+    done = vmdkit("compare", "--raw-b", image.path, "copy")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith(f"vmdkit: {image.path}: grain table: entry 1 of table 0 points outside")
+
+
+def test_a_vmdk_with_raw(vmdkit: Any, build: Any, tmp_path: Path) -> None:
+    image = build("hosted", "64k:A 64k:- 64k:B")
+    (tmp_path / "copy").write_bytes(image.model.pread(image.size, 0))
+    assert vmdkit("compare", "--raw-b", image.path, "copy").returncode == 0
+    assert vmdkit("compare", "--raw-a", "copy", image.path).returncode == 0
+    assert vmdkit("compare", image.path, image.path).returncode == 0
+
+
+def test_nearly_empty_disks_are_quick(vmdkit: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(16 << 30)
+    begun = time.perf_counter()
+    assert vmdkit("compare", "--raw", "a", "b").returncode == 0
+    assert time.perf_counter() - begun < 1
