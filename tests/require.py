@@ -15,13 +15,19 @@ from typing import Final, NoReturn
 import pytest
 
 # Options that print a version; --version where nothing is said.
-_ASK: Final = {"7zz": ("i",), "vmdkinfo": ("-V",), "blkid": ("-V",)}
+_ASK: Final = {
+    "7zz": ("i",),
+    "vmdkinfo": ("-V",),
+    "blkid": ("-V",),
+    "openssl": ("version",),
+    "nbdsh": ("-c", "print(h.get_version())"),
+}
 _WISH: Final = re.compile(r"(?P<tool>[^<>=]+)(?:>=(?P<version>[\d.]+))?")
 
 
 @functools.cache
 def version_of(tool: str) -> tuple[int, ...] | None:
-    """Return the version a tool prints, () if it prints none, None if there is no such tool."""
+    """Return the version a tool prints, () if it prints none, None if there is no such tool or it does not run."""
     if shutil.which(tool) is None:
         return None
     try:
@@ -29,6 +35,8 @@ def version_of(tool: str) -> tuple[int, ...] | None:
             [tool, *_ASK.get(tool, ("--version",))], capture_output=True, timeout=30, check=False, text=True
         )
     except (OSError, subprocess.TimeoutExpired):
+        return None
+    if told.returncode:
         return None
     found = re.search(r"\d+(?:\.\d+)+|\b\d{8}\b", told.stdout + told.stderr)
     return tuple(int(number) for number in found.group().split(".")) if found else ()

@@ -178,6 +178,21 @@ def partitioned_device(directory: Path, what: str | Model, **common: Unpack[Comm
     return assemble(directory, what, pieces, "partitionedDevice", **common)
 
 
+def monolithic_and_more(directory: Path, what: str | Model, first: int, **common: Unpack[Common]) -> Image:
+    """Build a sparse file of ``first`` bytes that holds the descriptor, and a flat file with the rest: legal, rare."""
+    draft = Draft(directory, what, common)
+    size, rest = draft.model.size, directory / f"{draft.name}-f001.vmdk"
+    lines = (
+        f'RW {first // SECTOR} SPARSE "{draft.path.name}"',
+        f'RW {(size - first) // SECTOR} FLAT "{rest.name}" 0',
+    )
+    text = draft.text("custom", lines)
+    one = write_hosted(draft.path, draft.model, 0, first, Hosted(), text.render(draft.style))
+    return draft.image(
+        text, [one, write_flat(rest, draft.model, first, size - first, Flat())], [0, first], embedded=True
+    )
+
+
 def custom(directory: Path, what: str | Model, **common: Unpack[Common]) -> Image:
     """Build a disk that mixes four kinds of extents, each a quarter of the disk (in whole grains)."""
     quarter = max(_size(what) // 4 // (64 << 10), 1) * (64 << 10)
