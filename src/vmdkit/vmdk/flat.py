@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmdkit.device import ExtentFlags
 from vmdkit.errors import CorruptError
 from vmdkit.vmdk.extent_file import Doubt, ExtentFile, Run, RunKind
 
@@ -49,6 +50,13 @@ class FlatExtent(ExtentFile):
             path=self.path,
             offset=self.start + offset,
         )
+
+    def allocated(self) -> int:
+        """Return how many bytes are no holes of the file."""
+        if self.storage is None or not self._held:
+            return 0
+        held = self.storage.extents(self._held, self.start)
+        return sum(run.length for run in held if not run.flags & ExtentFlags.HOLE)
 
     def facts(self) -> dict[str, object]:
         """Add where in the file the extent begins."""
