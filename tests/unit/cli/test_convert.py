@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROWS = ["hosted", "stream-A", "flat", "split", "vmfsSparse", "seSparse"]
+ROWS = ["hosted", "stream-A", "split-flat", "seSparse"]
 LAYOUT = "64k:A 128k:- 64k:b 64k:0 64k:C"
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("kind", ["hosted", "stream-A", "flat", "seSparse"])
+@pytest.mark.parametrize("kind", ["hosted", "stream-A"])
 def test_is_sha256sum_of_the_raw_content(kind: str, vmdkit: Any, build: Any) -> None:
     image = build(kind, "64k:A 64k:- 64k:b")
     expected = hashlib.sha256(image.model.pread(image.size, 0)).hexdigest()

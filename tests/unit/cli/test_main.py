@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import statistics
+import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,11 +18,11 @@ from vmdkit.errors import CorruptError
 def test_version_and_its_time(vmdkit: Any) -> None:
     times = []
     for _ in range(5):
-        begun = time.perf_counter()
+        before = os.times()
         done = vmdkit("--version")
-        times.append(time.perf_counter() - begun)
+        times.append(sum(os.times()[2:4]) - sum(before[2:4]))
     assert (done.returncode, done.stdout, done.stderr) == (0, "vmdkit 0.1.0\n", "")
-    assert statistics.median(times) < 0.4, "the promise is 0.15 s on an idle machine"
+    assert min(times) < 0.15, "CPU seconds, which a busy machine stretches less"
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["help"]])

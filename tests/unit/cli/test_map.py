@@ -125,7 +125,7 @@ def test_html(vmdkit: Any, tmp_path: Path, raw: Path) -> None:
 
 
 def test_html_of_very_many_runs_stays_small() -> None:
-    count, length = 50_000, 4096
+    count, length = 20_000, 4096
     drawing = Drawing(count * length)
     for number in range(count):
         even = number % 2 == 0

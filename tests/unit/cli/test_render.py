@@ -30,7 +30,7 @@ def test_safe_text(text: object, shown: str) -> None:
 
 
 def test_no_control_or_format_character_passes() -> None:
-    passed = [chr(code) for code in range(0x110000) if safe_text(chr(code)) == chr(code)]
+    passed = [chr(code) for code in [*range(0x30000), *range(0xE0000, 0xE0200)] if safe_text(chr(code)) == chr(code)]
     assert not {unicodedata.category(char) for char in passed} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
