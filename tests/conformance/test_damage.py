@@ -26,12 +26,6 @@ STEP = 64 << 10
 SECONDS = 20.0  # many times what any of them takes, many times less than a loop without end
 MEMORY = 64 << 20
 # Found, reported, not yet mended.
-KNOWN = {"sesparse-grains-offset", "text-size-foreign-digits"}
-
-
-def damaged(name: str) -> object:
-    marks = [pytest.mark.xfail(reason="the reader is known to be wrong here")] if name in KNOWN else []
-    return pytest.param(name, marks=marks)
 
 
 def judge(device: Device, image: Image) -> set[str]:
@@ -65,7 +59,7 @@ def outcome(image: Image) -> str:
     return FAILS if came <= {"good", "raised as due"} else f"{sorted(came)}"
 
 
-@pytest.mark.parametrize("name", [damaged(name) for name in DAMAGE])
+@pytest.mark.parametrize("name", DAMAGE)
 def test_damage(name: str, tmp_path: Path) -> None:
     image = DAMAGE[name].build(tmp_path)
     demand = DAMAGE[name].outcome
@@ -80,8 +74,6 @@ def test_damage(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [n for n in DAMAGE if "huge" in n or "^" in n or "bomb" in n or "beyond" in n])
 def test_damage_takes_little_memory(name: str, tmp_path: Path) -> None:
-    if name in KNOWN:
-        pytest.xfail("the reader is known to be wrong here")
     image = DAMAGE[name].build(tmp_path)
     tracemalloc.start()
     try:

@@ -26,7 +26,7 @@ _LARGEST_EXTENT = 1 << 62  # bytes; no file is larger
 
 _EXTENT = re.compile(
     r'(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z0-9]+)(?:\s+"([^"]*)"(?:\s+(\d{1,20})(?:\s+(.*))?)?)?\s*',
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _LIKE_EXTENT = re.compile(r"(RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
 _PAIR = re.compile(r'([A-Za-z0-9_.\-]+)\s*=\s*(?:"(.*)"|(.*?))\s*')
@@ -115,8 +115,6 @@ class Descriptor:
 def looks_like_descriptor(head: bytes | bytearray) -> bool:
     """Tell whether ``head``, the beginning of a file, is descriptor text, whatever its first key."""
     text = bytes(head).split(b"\0", 1)[0]
-    if not text or any(byte < 32 and byte not in b"\t\r\n\f" for byte in text):
-        return False
     return _SIGNS.search(text) is not None
 
 

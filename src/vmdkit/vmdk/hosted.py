@@ -74,7 +74,8 @@ def _check_header(header: HostedHeader, path: str, base: int) -> None:
     grain = header.grain_size
     if not grain or grain & (grain - 1) or grain > (_LARGEST_PACKED_GRAIN if compressed else _LARGEST_GRAIN):
         raise wrong("grain_size", f"a grain of {grain} bytes; a power of two from {SECTOR} is due")
-    if not 1 <= header.table_entries <= _MOST_ENTRIES:
+    entries = header.table_entries
+    if not 1 <= entries <= _MOST_ENTRIES or entries & (entries - 1):
         raise wrong("table_entries", f"{header.table_entries} entries in a grain table; 512 are due")
     if compressed and header.compression != structs.DEFLATE_ALGORITHM:
         raise UnsupportedError(f"compression algorithm {header.compression} is unknown; 1 is deflate", path=path)

@@ -43,15 +43,18 @@ class SeSparseExtent(TableExtent):
     def __init__(self, storage: Device, *, kind: str, ignore_journal: bool = False) -> None:
         header = _read_header(storage)
         doubts = _check_journal(storage, header, ignore_journal=ignore_journal)
+        # An offset behind the file makes every pointer through it wrong; kept small it cannot overflow an int64.
+        grains_offset = min(header.grains_offset, storage.size)
+        tables_offset = min(header.tables_offset, storage.size)
 
         def decode(raw: bytes | bytearray) -> Codes:
-            return decode_sesparse_table(raw, grains_offset=header.grains_offset, grain=_GRAIN, high=storage.size)
+            return decode_sesparse_table(raw, grains_offset=grains_offset, grain=_GRAIN, high=storage.size)
 
         entries = _TABLE // _WIDTH
         count = -(-header.capacity // (entries * _GRAIN))
         directory = decode_sesparse_directory(
             _read_directory(storage, header, count),
-            tables_offset=header.tables_offset,
+            tables_offset=tables_offset,
             table_size=_TABLE,
             high=min(storage.size, header.tables_offset + header.tables_size),
         )
