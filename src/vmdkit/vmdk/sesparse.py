@@ -43,18 +43,15 @@ class SeSparseExtent(TableExtent):
     def __init__(self, storage: Device, *, kind: str, ignore_journal: bool = False) -> None:
         header = _read_header(storage)
         doubts = _check_journal(storage, header, ignore_journal=ignore_journal)
-        # An offset behind the file makes every pointer through it wrong; kept small it cannot overflow an int64.
-        grains_offset = min(header.grains_offset, storage.size)
-        tables_offset = min(header.tables_offset, storage.size)
 
         def decode(raw: bytes | bytearray) -> Codes:
-            return decode_sesparse_table(raw, grains_offset=grains_offset, grain=_GRAIN, high=storage.size)
+            return decode_sesparse_table(raw, grains_offset=header.grains_offset, grain=_GRAIN, high=storage.size)
 
         entries = _TABLE // _WIDTH
         count = -(-header.capacity // (entries * _GRAIN))
         directory = decode_sesparse_directory(
             _read_directory(storage, header, count),
-            tables_offset=tables_offset,
+            tables_offset=header.tables_offset,
             table_size=_TABLE,
             high=min(storage.size, header.tables_offset + header.tables_size),
         )
@@ -93,6 +90,9 @@ def _read_header(storage: Device) -> SeSparseHeader:
         raise wrong("grain_size", f"a grain of {header.grain_size} bytes; {_GRAIN} are due")
     if header.table_size != _TABLE:
         raise wrong("table_size", f"a grain table of {header.table_size} bytes; {_TABLE} are due")
+    for region in ("tables_offset", "grains_offset"):
+        if getattr(header, region) > storage.size:
+            raise wrong(region, f"a region at {getattr(header, region):#x} lies behind the end of the file")
     return header
 
 
