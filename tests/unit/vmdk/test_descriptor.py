@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -333,3 +335,34 @@ def test_what_is_written_is_read(pairs: dict[str, str], newline: str, blanks: bo
     sign = " = " if blanks else "="
     raw = newline.join(f'{key}{sign}"{value}"' for key, value in pairs.items()).encode()
     assert parse(raw, "x").header == pairs
+
+
+# ── hostile text ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+MANY = 500_000
+SLOW = {
+    "empty lines": b"\n" * MANY,
+    "returns": b"\r" * MANY,
+    "blank lines": b" \n" * (MANY // 2),
+    "blanks in a value": b"a=x" + b" " * MANY + b"x",
+    "blanks in a key": b"a" + b" " * MANY + b"x",
+    "blanks in a quoted value": b'a="x' + b" " * MANY + b'x" "',
+    "blanks in an extent": b"RW" + b" " * MANY + b"x",
+    "blanks behind an extent": b"RW 1 ZERO" + b" " * MANY + b"x",
+    "blanks behind a name": b'RW 1 FLAT "x"' + b" " * MANY + b"x",
+    "digits": b"RW " + b"1" * MANY + b" ZERO",
+    "quotes": b"a=" + b'"' * MANY + b"x",
+    "one key": b"a" * MANY,
+    "hashes": b"#" * MANY,
+    "punycode": b'encoding="punycode"\n#-' + b"z9" * (MANY // 2),
+    "idna": b'encoding="idna"\n#' + b"z9" * (MANY // 2),
+}
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("body", SLOW.values(), ids=SLOW)
+def test_no_text_is_slow_to_read(body: bytes) -> None:
+    for raw in (body, HEAD + body):
+        looks_like_descriptor(raw)
+        with contextlib.suppress(DescriptorError):
+            parse(raw, "x")
