@@ -12,6 +12,7 @@ Rules (format spec 1.2 to 1.6; models, anti-patterns 1 and 2):
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 
@@ -29,10 +30,16 @@ _EXTENT = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _LIKE_EXTENT = re.compile(r"(RW|RDONLY|NOACCESS)\s", re.IGNORECASE)
-_PAIR = re.compile(r'([A-Za-z0-9_.\-]+)\s*=\s*(?:"(.*)"|(.*?))\s*')
-_ENCODING = re.compile(rb'^\s*encoding\s*=\s*"?([A-Za-z0-9_.\-]{1,40})"?', re.IGNORECASE | re.MULTILINE)
+# No pattern may need more than one pass: the text comes from strangers. So none has two neighbours that match blanks.
+_PAIR = re.compile(r"([A-Za-z0-9_.\-]+)\s*=\s*(.*)")
+_ENCODING = re.compile(rb'(?:^|[\r\n])[ \t]*encoding[ \t]*=[ \t]*"?([A-Za-z0-9_.\-]{1,40})', re.IGNORECASE)
 _SIGNS = re.compile(
-    rb"^\s*#\s*disk\s*descriptor\s*file|^\s*createType\s*=|^\s*parentCID\s*=", re.IGNORECASE | re.MULTILINE
+    rb"(?:^|[\r\n])[ \t]*(?:#[ \t]*disk[ \t]*descriptor[ \t]*file|(?:createType|parentCID)[ \t]*=)", re.IGNORECASE
+)
+# Encodings in which ASCII means itself; others (utf-16, utf-7, punycode, idna ...) hide text, or take hours to read it.
+_ENCODINGS = re.compile(
+    r"utf-8|ascii|latin-1|iso8859-\d+|cp(125\d|437|737|775|85[0258]|86\d|874|932|949|950)|koi8-[rtu]|mac-[a-z]+|"
+    r"gb2312|gbk|gb18030|big5|big5hkscs|shift_jis(x0213|_2004)?|euc_(jp|jis_2004|jisx0213|kr)|johab|tis-620|hp-roman8"
 )
 _TEXT_MARK = b"\xef\xbb\xbf"  # what Windows editors put before UTF-8
 
@@ -138,6 +145,8 @@ def _choose_encoding(text: bytes, result: Descriptor) -> str:
     named = match[1].decode("ascii") if match else "utf-8"
     for codec in (named, "utf-8"):
         try:
+            if _ENCODINGS.fullmatch(codecs.lookup(codec).name) is None:
+                raise LookupError(codec)
             text.decode(codec)
         except LookupError:
             result.doubts.append(Doubt(f"the encoding {named!r} is unknown here; read as UTF-8", result.path))
@@ -160,7 +169,9 @@ def _take_line(result: Descriptor, line: str, raw: bytes, number: int) -> None:
         raise DescriptorError(
             f"{line[:100]!r} is neither a comment, an extent nor key = value", path=result.path, line=number
         )
-    key, value = match[1].lower(), match[2] if match[2] is not None else match[3]
+    key, value = match[1].lower(), match[2]
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
     table = result.header
     if key.startswith("ddb."):
         table, key = result.ddb, key.removeprefix("ddb.")
