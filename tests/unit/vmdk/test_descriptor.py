@@ -64,6 +64,27 @@ def test_names_in_every_encoding(encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("says", "codec"),
+    [("windows-31j", "cp932"), ("Windows-932", "cp932"), ("windows-936", "gbk"), ("windows-949", "cp949")],
+)
+def test_names_of_encodings_that_only_windows_knows(says: str, codec: str) -> None:
+    name = {"cp932": "表.vmdk", "gbk": "磁盘.vmdk", "cp949": "디스크.vmdk"}[codec]
+    text = parse(TEXT.but(lines=(f'RW 16 FLAT "{name}" 0',)).render(Style(encoding=says, codec=codec)), "x")
+    assert text.extents[0].name == name
+    assert text.doubts == []
+
+
+@pytest.mark.parametrize(
+    "says", ["utf-16", "utf-7", "unicode_escape", "raw_unicode_escape", "idna", "punycode", "hz", "cp037", "undefined"]
+)
+def test_encodings_that_hide_text_are_not_followed(says: str) -> None:
+    text = lines(f'encoding="{says}"', 'RW 16 FLAT "+2AA-\\ud800.vmdk" 0')
+    assert text.extents[0].name == "+2AA-\\ud800.vmdk"
+    assert text.encoding == "utf-8"
+    assert f"the encoding {says!r} is unknown here" in str(text.doubts[0])
+
+
+@pytest.mark.parametrize(
     ("says", "is_in", "doubt"),
     [
         (None, "windows-1252", "the text is not utf-8"),
@@ -173,6 +194,9 @@ MALFORMED = [
     'RW +16 FLAT "x" 0',
     'RW 0x10 FLAT "x" 0',
     'RW 1_6 FLAT "x" 0',
+    'RW １６ FLAT "x" 0',  # noqa: RUF001
+    'RW 16 FLAT "x" ٠',  # noqa: RUF001
+    'RW 16 ſPARSE "x"',  # noqa: RUF001
     'RW 1e3 FLAT "x" 0',
     'RW 16.0 FLAT "x" 0',
     f'RW {"9" * 21} FLAT "x" 0',
@@ -220,6 +244,14 @@ def test_no_disk_is_that_large(number: int) -> None:
     for row in (f"RW {number} ZERO", f'RW 1 FLAT "x" {number}'):
         with pytest.raises(DescriptorError, match="than any disk has"):
             lines(row)
+
+
+def test_no_sum_of_lines_is_larger_than_a_file_can_be() -> None:
+    row = f"RW {(1 << 53) - 1} ZERO"
+    assert lines(row).size == (1 << 62) - 512
+    with pytest.raises(DescriptorError, match="than any disk has") as caught:
+        lines(row, "RW 2 ZERO", row)
+    assert caught.value.line == 3
 
 
 def test_as_many_lines_as_a_disk_can_have_and_one_more() -> None:
