@@ -23,7 +23,7 @@ from vmdkit.vmdk.extent_file import Doubt
 LARGEST = MIB  # bytes of text; qemu and 7-Zip read no more either (format spec 1.2)
 NO_CID = 0xFFFFFFFF
 _MOST_EXTENTS = 65536  # lines; a 64 TiB disk in 2 GiB pieces has 32768
-_LARGEST_EXTENT = 1 << 62  # bytes; no file is larger
+_LARGEST = 1 << 62  # bytes of a disk; no file is larger
 
 _EXTENT = re.compile(
     r'(RW|RDONLY|NOACCESS)\s+(\d{1,20})\s+([A-Z0-9]+)(?:\s+"([^"]*)"(?:\s+(\d{1,20})(?:\s+(.*))?)?)?\s*',
@@ -136,6 +136,11 @@ def parse(data: bytes | bytearray, path: str, *, at: int = 0) -> Descriptor:
         line = raw.decode(result.encoding, "surrogateescape" if result.encoding == "utf-8" else "replace").strip()
         if line and not line.startswith("#"):
             _take_line(result, line, raw, number)
+    end = 0
+    for extent in result.extents:
+        end += extent.length
+        if end > _LARGEST:
+            raise DescriptorError("more extents, or larger ones, than any disk has", path=path, line=extent.line)
     return result
 
 
@@ -145,8 +150,7 @@ def _choose_encoding(text: bytes, result: Descriptor) -> str:
     named = match[1].decode("ascii") if match else "utf-8"
     for codec in (named, "utf-8"):
         try:
-            if _ENCODINGS.fullmatch(codecs.lookup(codec).name) is None:
-                raise LookupError(codec)
+            codec = _codec(codec)
             text.decode(codec)
         except LookupError:
             result.doubts.append(Doubt(f"the encoding {named!r} is unknown here; read as UTF-8", result.path))
@@ -155,6 +159,18 @@ def _choose_encoding(text: bytes, result: Descriptor) -> str:
         else:
             return codec.lower()
     return "windows-1252"
+
+
+def _codec(named: str) -> str:
+    """Return Python's name of an encoding; raises LookupError for what is unknown or not to be followed."""
+    windows = re.sub(r"^windows-(31j)?", lambda match: "cp932" if match[1] else "cp", named.lower())
+    for name in (named, windows):
+        try:
+            if _ENCODINGS.fullmatch(codecs.lookup(name).name):
+                return name
+        except LookupError:
+            continue
+    raise LookupError(named)
 
 
 def _take_line(result: Descriptor, line: str, raw: bytes, number: int) -> None:
@@ -185,7 +201,7 @@ def _take_line(result: Descriptor, line: str, raw: bytes, number: int) -> None:
 def _take_extent(result: Descriptor, match: re.Match[str], raw: bytes, number: int) -> None:
     access, sectors, kind, name, offset, _ = match.groups()
     length, at = int(sectors) * SECTOR, int(offset or 0) * SECTOR
-    if length + at > _LARGEST_EXTENT or len(result.extents) >= _MOST_EXTENTS:
+    if length + at > _LARGEST or len(result.extents) >= _MOST_EXTENTS:
         raise DescriptorError("more extents, or larger ones, than any disk has", path=result.path, line=number)
     if name is not None:
         quoted = raw.split(b'"')
