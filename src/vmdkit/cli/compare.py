@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmdkit.cli.disk import add_disk_options, open_disk
+from vmdkit.cli.parser import add_threads
 from vmdkit.cli.progress import shown
 from vmdkit.cli.render import describe, out, out_json, say
 from vmdkit.errors import VmdkitError
@@ -33,7 +34,7 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("two", metavar="B")
     parser.add_argument("-s", "--strict", action="store_true", help="sizes must be the same too")
     parser.add_argument("-p", dest="bar", action="store_true", help="show a bar where stderr is a terminal (default)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads that read (default 2)")
+    add_threads(parser)
     for letter, name in (("a", "A"), ("b", "B")):
         parser.add_argument(f"--raw-{letter}", action="store_true", help=f"only {name} is raw bytes")
     add_disk_options(parser)

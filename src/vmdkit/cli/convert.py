@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
 from typing import TYPE_CHECKING
 
 from vmdkit.cli.disk import add_disk_options, open_disk
+from vmdkit.cli.parser import add_threads
 from vmdkit.cli.progress import shown
 from vmdkit.cli.render import say
 from vmdkit.cli.target import in_place, is_block_device, new_file, refuse_own_files
@@ -50,7 +49,7 @@ def register(verbs: Verbs) -> None:
         help="read everything and leave out zeros of SIZE bytes; default: 4k, where bytes must be read anyway; "
         "0: write zeros too",
     )
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads that read (default 2)")
+    add_threads(parser)
     parser.add_argument("--no-sync", action="store_true", help="do not wait until DST is on stable storage")
     add_disk_options(parser)
     parser.set_defaults(func=convert_verb)
@@ -64,15 +63,14 @@ def convert_verb(args: Namespace) -> int:
     if args.sparse is not None:
         size = parse_size(args.sparse)
         options = CopyOptions(granularity=size, scan=size > 0, threads=args.threads)
-    if args.target == "-":
-        _refuse_terminal()
     tally = Tally()
     with open_disk(args, args.source) as source:
         if args.target == "-":
+            _check_stdout(source)
             with shown(args, source.size, tally) as progress:
                 stream(source, sys.stdout.fileno(), progress, tally, args.threads)
         else:
-            refuse_own_files(source, args.target)
+            refuse_own_files(source, args.target, args.target)
             with _target(args, source) as target, shown(args, source.size, tally) as progress:
                 copy(source, target, _knowing(options, args), progress, tally)
     if args.verbose:
@@ -95,12 +93,12 @@ def _target(args: Namespace, source: Device) -> AbstractContextManager[FileDevic
         return new_file(args.target, source.size, overwrite=args.force, sync=not args.no_sync)
     if not args.no_create and not args.force:
         raise UsageError("it is a block device; -n writes over what it holds", path=args.target)
-    return in_place(args.target, source.size)
+    return in_place(args.target, source.size, sync=not args.no_sync)
 
 
-def _refuse_terminal() -> None:
-    if sys.stdout is None or sys.stdout.isatty():
+def _check_stdout(source: Device) -> None:
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+    if sys.stdout.isatty():
         raise UsageError("standard output is a terminal; redirect it, or name a file")
-    mode = os.fstat(sys.stdout.fileno()).st_mode
-    if stat.S_ISDIR(mode):
-        raise UsageError("standard output is a directory")
+    refuse_own_files(source, sys.stdout.fileno(), "standard output")

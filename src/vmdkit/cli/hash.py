@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from vmdkit.cli.disk import add_disk_options, open_disk
+from vmdkit.cli.parser import add_threads
 from vmdkit.cli.progress import shown
 from vmdkit.cli.render import emit, out, out_json
 from vmdkit.ops.hash import hash_device, hash_extents
@@ -37,7 +38,7 @@ def register(verbs: Verbs) -> None:
         help="sha256 (default), blake3, or any that Python's hashlib knows",
     )
     parser.add_argument("--per-extent", action="store_true", help="a digest for each extent that holds data")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads that read (default 2)")
+    add_threads(parser)
     add_disk_options(parser)
     parser.set_defaults(func=hash_verb)
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = 0
     try:
         words = sys.argv[1:] if argv is None else list(argv)
-        verbose = sum(word.count("v") for word in words if word.startswith("-v"))
+        verbose = sum(word.startswith("-v") or word == "--verbose" for word in words)
         return _dispatch(words)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Verbs = argparse._SubParsersAction["Parser"]
 
+_MOST_THREADS = 64
 GENERAL: dict[str, Any] = {"quiet": False, "verbose": 0, "json": False, "progress": None}
 _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("-q", "--quiet"), {"action": "store_true", "help": "say nothing but errors"}),
@@ -49,6 +50,18 @@ def add_general_options(parser: Parser) -> None:
             group.add_argument(*names, default=argparse.SUPPRESS, **settings)
         except argparse.ArgumentError:
             continue
+
+
+def add_threads(parser: Parser) -> None:
+    """Add --threads, which is at least one and not more than a machine has use for."""
+    parser.add_argument("--threads", type=_threads, default=2, metavar="N", help="threads that read (default 2)")
+
+
+def _threads(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"between 1 and {_MOST_THREADS} threads, not {count}")
+    return count
 
 
 def parse_defaults() -> argparse.Namespace:

@@ -34,11 +34,7 @@ def new_file(path: str, size: int, *, overwrite: bool = False, sync: bool = True
     mode = _replaceable(path, final, overwrite)
     temporary = os.path.join(os.path.dirname(final), f".vmdkit-{os.urandom(6).hex()}.part")
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        error.filename = path  # the name the user knows
-        raise
-    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode)
         with _sized(fd, size, path, mode) as device:
             yield device
             if sync:
@@ -46,22 +42,41 @@ def new_file(path: str, size: int, *, overwrite: bool = False, sync: bool = True
         _take_name(temporary, final, overwrite, path)
         if sync:
             _sync_directory(os.path.dirname(final))
+    except OSError as error:
+        if error.filename in (None, temporary):
+            error.filename, error.filename2 = path, None  # the name the user knows
+        raise
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
 
 
 @contextmanager
-def in_place(path: str, size: int) -> Iterator[FileDevice]:
-    """Give an existing file or block device to write over; flushed when the block ends without an error.
+def in_place(path: str, size: int, *, sync: bool = True) -> Iterator[FileDevice]:
+    """Give an existing file or block device to write over; with ``sync`` made durable at the end.
 
-    Raises UsageError where it holds fewer than ``size`` bytes, and what opening raises.
+    Raises UsageError where it holds fewer than ``size`` bytes, OSError (EBUSY) for a block device that is mounted or
+    otherwise claimed, and what opening raises.
     """
-    with open_file(path, writable=True) as device:
+    with _claimed(path), open_file(path, writable=True) as device:
         if device.size < size:
             raise UsageError(f"it holds {device.size} bytes, {size} are needed", path=path)
         yield device
-        device.flush()
+        if sync:
+            device.flush()
+
+
+@contextmanager
+def _claimed(path: str) -> Iterator[None]:
+    """Hold a block device for ourselves; Linux refuses that where it is mounted (open(2), O_EXCL)."""
+    if not is_block_device(path):
+        yield
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def is_block_device(path: str) -> bool:
@@ -72,15 +87,15 @@ def is_block_device(path: str) -> bool:
         return False
 
 
-def refuse_own_files(source: Device, path: str) -> None:
-    """Raise UsageError where ``path`` is one of the files that ``source`` is read from."""
+def refuse_own_files(source: Device, path: str | int, name: str) -> None:
+    """Raise UsageError where ``path``, or an open descriptor, is one of the files that ``source`` is read from."""
     try:
         target = os.stat(path)
     except OSError:
         return
     for status in _files(source):
         if (status.st_dev, status.st_ino) == (target.st_dev, target.st_ino):
-            raise UsageError("the source is read from this very file", path=path)
+            raise UsageError("the source is read from this very file", path=name)
 
 
 def _files(device: Device | None) -> Iterator[os.stat_result]:
@@ -112,10 +127,8 @@ def _sized(fd: int, size: int, path: str, mode: int | None) -> FileDevice:
             os.fchmod(fd, mode)
         os.ftruncate(fd, size)
         return FileDevice(fd, path, writable=True)
-    except BaseException as error:
+    except BaseException:
         os.close(fd)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = path
         raise
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,12 +68,14 @@ def compare(
         return Comparison(shorter, sizes, 0, 0)
     work = _Comparer(one, two)
     done = read = 0
-    for found, end, length in ordered(work.first, work.pieces(), threads=threads, heavy=lambda piece: piece[2] > 0):
-        read += length if found < 0 else 0
-        if found >= 0:
-            return Comparison(found, sizes, read, done - read)
-        progress(end - done)
-        done = end
+    looked = ordered(work.first, work.pieces(), threads=threads, heavy=lambda piece: piece[2] > 0)
+    with closing(looked) as answers:
+        for found, end, length in answers:
+            if found >= 0:
+                return Comparison(found, sizes, read, done - read)
+            read += length
+            progress(end - done)
+            done = end
     return Comparison(None, sizes, read, done - read)
 
 

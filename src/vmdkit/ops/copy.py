@@ -14,6 +14,7 @@ Holes are never read. What the kernel moves is not searched for zeros: that woul
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,8 +91,12 @@ def copy(
     if destination.size < source.size:
         raise UsageError(f"{source.size} bytes do not fit, it has {destination.size}", path=destination.name)
     tally = Tally() if tally is None else tally
-    for done in _Copier(source, destination, options, tally).run():
-        progress(done)
+    copier = _Copier(source, destination, options, tally)
+    work = ordered(copier.work, copier.batches(), threads=options.threads, heavy=lambda batch: batch.heavy)
+    with closing(work) as parts:
+        for part in parts:
+            for done in part:
+                progress(done)
     return tally
 
 
@@ -101,18 +106,19 @@ def stream(
     """Write all of ``source`` to ``fd`` in order, as to a pipe. Raises as ``copy``, or BrokenPipeError."""
     tally = Tally() if tally is None else tally
     pipe = Pipe(fd)
-    for segment, view in read_ahead(source, threads=threads, files=True):
-        if view is not None:
-            pipe.write(view)
-            tally.read += segment.length
-            progress(segment.length)
-        elif segment.zero:
-            for _, length in ranges.split(segment.offset, segment.length, STEP):
-                pipe.zeros(length)
-                tally.skipped += length
-                progress(length)
-        else:
-            _send(source, segment, pipe, progress, tally)
+    with closing(read_ahead(source, threads=threads, files=True)) as pieces:
+        for segment, view in pieces:
+            if view is not None:
+                pipe.write(view)
+                tally.read += segment.length
+                progress(segment.length)
+            elif segment.zero:
+                for _, length in ranges.split(segment.offset, segment.length, STEP):
+                    pipe.zeros(length)
+                    tally.skipped += length
+                    progress(length)
+            else:
+                _send(source, segment, pipe, progress, tally)
     return tally
 
 
@@ -143,13 +149,7 @@ class _Copier:
         self._local = threading.local()
         self.offload = Offload(None if options.scan else destination.fileno())
 
-    def run(self) -> Iterator[int]:
-        """Copy, yielding numbers of bytes that are done."""
-        options = self.options
-        for part in ordered(self._work, self._batches(), threads=options.threads, heavy=lambda batch: batch.heavy):
-            yield from part
-
-    def _batches(self) -> Iterator[_Batch]:
+    def batches(self) -> Iterator[_Batch]:
         """Cut the plan into work: one segment for the kernel, or about CHUNK bytes to read with zeros between."""
         batch: list[Segment] = []
         count = 0
@@ -167,7 +167,7 @@ class _Copier:
         if batch:
             yield _Batch(batch, heavy=count > 0)
 
-    def _work(self, batch: _Batch) -> Iterator[int]:
+    def work(self, batch: _Batch) -> Iterator[int]:
         """Do a batch. A heavy one is done when this returns, by a thread; a light one as its numbers are taken."""
         if not batch.heavy:
             return self._light(batch.segments)

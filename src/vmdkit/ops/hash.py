@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
+from vmdkit import ranges
 from vmdkit.device import Extent, ExtentFlags
 from vmdkit.errors import UnsupportedError, UsageError
 from vmdkit.kernels import ZEROS
@@ -70,17 +72,15 @@ def hash_device(
     """
     digest = hasher(algorithm)
     zeros = memoryview(ZEROS)
-    for segment, view in read_ahead(device, threads=threads, count=count, offset=offset):
-        if view is not None:
-            digest.update(view)
-            progress(segment.length)
-            continue
-        left = segment.length
-        while left:
-            step = min(left, len(zeros))
-            digest.update(zeros[:step])
-            progress(step)
-            left -= step
+    with closing(read_ahead(device, threads=threads, count=count, offset=offset)) as pieces:
+        for segment, view in pieces:
+            if view is not None:
+                digest.update(view)
+                progress(segment.length)
+                continue
+            for _, step in ranges.split(0, segment.length, len(zeros)):
+                digest.update(zeros[:step])
+                progress(step)
     return digest.hexdigest()
 
 
@@ -110,7 +110,8 @@ def hash_extents(
             made.update(memoryview(device.pread(length, offset)))
         return extent, made.hexdigest()
 
-    for extent, text in ordered(digest, device.extents(), threads=threads, heavy=small):
-        if text is None or small(extent):
-            progress(extent.length)  # a large one has told already
-        yield extent, text
+    with closing(ordered(digest, device.extents(), threads=threads, heavy=small)) as digested:
+        for extent, text in digested:
+            if text is None or small(extent):
+                progress(extent.length)  # a large one has told already
+            yield extent, text

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmdkit.kernels import ZEROS
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STEP = 16 * MIB  # bytes moved by one call, so that progress moves and a signal is noticed
+_PIPE = MIB  # bytes that a pipe holds; the most an unprivileged process may ask for
 # What "not between these two" looks like: other file systems, swap files, sealed or immutable targets, sockets, old
 # kernels, seccomp filters. Anything else (ENOSPC, EIO, EFBIG, EDQUOT) is a fault of the copy itself.
 _REFUSALS = {
@@ -84,6 +87,8 @@ class Pipe:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._splices = hasattr(os, "sendfile")
+        with suppress(OSError, AttributeError):  # no pipe, or no Linux: what it is will do
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
 
     def send(self, source: int, at: int, count: int) -> int:
         """Move up to ``count`` bytes from the file ``source``; return how many, 0 where they must be read."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +15,7 @@ from vmdkit.ops.plan import Segment, naming, plan
 from vmdkit.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from vmdkit.device import Device
 
@@ -37,11 +38,12 @@ def ordered(
     threads: int = THREADS,
     ahead: int = 0,
     heavy: Callable[[Item], bool] = always,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield ``work(item)`` for each item, in order; at most ``ahead`` items wait (default: three a thread).
 
     Items that are not ``heavy`` are not worth a thread: they are worked by the caller, when they are due. The first
     error in the order of the items is raised after the running threads have ended; the others are dropped.
+    Callers close it (contextlib.closing), so that no thread outlives an error of their own.
     """
     waiting: deque[tuple[Item, Future[Result] | None]] = deque()
     limit = ahead or 3 * threads
@@ -66,7 +68,7 @@ def ordered(
 
 def read_ahead(
     device: Device, *, threads: int = THREADS, files: bool = False, count: int | None = None, offset: int = 0
-) -> Iterator[tuple[Segment, memoryview | None]]:
+) -> Generator[tuple[Segment, memoryview | None], None, None]:
     """Yield the segments of a range with their bytes, in order; a zero segment has None and may be long.
 
     With ``files`` a segment that is verbatim in a file has None too. A view is good until the next step.
@@ -95,7 +97,8 @@ def read_ahead(
             device.pread_into(memoryview(buf)[: piece.length], piece.offset)
         return piece, buf
 
-    for piece, buf in ordered(fetch, pieces(), threads=threads, ahead=ahead, heavy=heavy):
-        yield piece, None if buf is None else memoryview(buf)[: piece.length]
-        if buf is not None:
-            free.put(buf)
+    with closing(ordered(fetch, pieces(), threads=threads, ahead=ahead, heavy=heavy)) as fetched:
+        for piece, buf in fetched:
+            yield piece, None if buf is None else memoryview(buf)[: piece.length]
+            if buf is not None:
+                free.put(buf)

@@ -95,13 +95,25 @@ def test_the_source_is_never_the_target(words: list[str], vmdkit: Any, raw: Path
         (["-O", "qcow9"], "cannot write 'qcow9' yet, only raw"),
         (["-S", "5"], "a granularity of 5 does not divide 1048576, or is no multiple of 8"),
         (["-S", "lots"], "'lots' is no size; write for example 1048576, 64k, 10G or 1.5T"),
-        (["--threads", "0"], "at least one thread is needed"),
     ],
 )
 def test_nonsense(words: list[str], message: str, vmdkit: Any, raw: Path, tmp_path: Path) -> None:
     done = vmdkit("convert", "--raw", *words, raw, "out")
     assert (done.returncode, done.stderr) == (1, f"vmdkit: {message}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["disk.raw"]
+
+
+def test_threads(vmdkit: Any, raw: Path) -> None:
+    done = vmdkit("convert", "--raw", "--threads", "0", raw, "out")
+    assert done.returncode == 2
+    assert "between 1 and 64 threads, not 0" in done.stderr
+
+
+def test_appending_to_the_source_is_refused(vmdkit: Any, raw: Path) -> None:
+    with raw.open("ab") as out:
+        done = vmdkit("convert", "--raw", raw, "-", stdout=out)
+    assert (done.returncode, done.stderr) == (1, "vmdkit: standard output: the source is read from this very file\n")
+    assert raw.stat().st_size == 1 << 20
 
 
 def test_a_file_size_limit_is_told_and_leaves_nothing(vmdkit: Any, raw: Path, tmp_path: Path) -> None:
@@ -159,6 +171,7 @@ def test_interrupted(number: int, code: int, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves(raw: Path) -> None:
+    os.truncate(raw, 8 << 20)  # more than a pipe holds
     command = f"{sys.executable} -m vmdkit.cli.main convert --raw {raw} - | head -c 10; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True)
     assert done.stdout == bytes(10) + b"141\n"

@@ -138,13 +138,13 @@ def test_the_source_is_not_the_target(tmp_path: Path, build: Any) -> None:
     other.touch()
     os.link(path, link)
     with open_file(str(path)) as source:
-        refuse_own_files(source, str(other))
-        refuse_own_files(source, str(tmp_path / "none"))
+        refuse_own_files(source, str(other), "other")
+        refuse_own_files(source, str(tmp_path / "none"), "none")
         for same in (path, link):
             with pytest.raises(UsageError, match="read from this very file"):
-                refuse_own_files(source, str(same))
+                refuse_own_files(source, str(same), "same")
     image = build("split-flat", "128k:A")
     with opener.open(image.path) as disk:
         for file in image.files:
             with pytest.raises(UsageError, match="read from this very file"):
-                refuse_own_files(disk, str(file))
+                refuse_own_files(disk, str(file), "file")

@@ -147,6 +147,18 @@ def test_a_full_destination() -> None:
     assert caught.value.filename == "full"
 
 
+def test_no_thread_outlives_an_error_of_the_progress(pieces: Any) -> None:
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    source = pieces([(64 * CHUNK, b"A")])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        copy(source, MemoryDevice(source.size), FRESH, stop)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vmdkit")]
+    assert len(source.reads) < 20
+    del caught  # which keeps the frames: the threads must have ended all the same
+
+
 def test_memory_stays_bounded(pieces: Any) -> None:
     """A slow writer must not make the readers pile up data."""
     source = pieces([(64 * CHUNK, b"A")])
