@@ -31,7 +31,7 @@ from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk.structs import CORRUPT, UNALLOCATED, encode_sectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from vmdkit.device import Device
     from vmdkit.vmdk.session import Session
@@ -102,7 +102,7 @@ class TableWriter:
         self._pending = _Pending()
         self._verified: set[int] = set()
         self._quarantine: deque[tuple[int, int]] = deque()  # (epoch of durable freeing, address)
-        self._free: list[int] = []
+        self._free: list[int] = []  # descending
         self._next = self._find_end(first_free)
 
     def _find_end(self, first_free: int) -> int:
@@ -149,7 +149,7 @@ class TableWriter:
         except BaseException:
             with self._changed:
                 self._release(first, last)
-                self._free.extend(range(address, address + (last - first) * grain, grain))
+                self._give_back(range(address, address + (last - first) * grain, grain))
             raise
         with self._changed:
             table, entry = self._pinned(first)
@@ -184,20 +184,25 @@ class TableWriter:
             return stop, address, code
 
     def _take(self, first: int, last: int) -> tuple[int, int]:
-        """Return an address for the grains from ``first`` on, and how far it reaches: a freed one, or the end."""
+        """Return an address for the grains from ``first`` on, and how far it reaches: freed ones, or the end."""
         self._collect()
-        if self._free and last - first == 1:
-            return last, self._free.pop()
+        if self._free:
+            address, reach = self._free.pop(), first + 1
+            while reach < last and self._free and self._free[-1] == address + (reach - first) * self._grain:
+                self._free.pop()
+                reach += 1
+            return reach, address
         address, length = self._next, (last - first) * self._grain
         if address + length > _HIGHEST:
-            if self._free:
-                return first + 1, self._free.pop()
-            raise VmdkitError(
-                "the extent file has reached 2 TiB, more than its pointers can say", path=self._extent.path
-            )
+            raise VmdkitError("the extent file has reached the 2 TiB that pointers can say", path=self._extent.path)
         self._storage.resize(address + length)
         self._next = address + length
         return last, address
+
+    def _give_back(self, addresses: Iterable[int]) -> None:
+        """Take grains that nobody uses; the lowest is given away first, so that files stay short."""
+        self._free.extend(addresses)
+        self._free.sort(reverse=True)
 
     def _write(self, view: memoryview, offset: int, first: int, last: int, address: int, fill: Fill) -> None:
         """Write whole grains: what ``view`` does not cover of the first and last comes from ``fill``."""
@@ -268,10 +273,13 @@ class TableWriter:
         if not self._quarantine:
             return
         now = self._epochs.advance()
+        released: list[int] = []
         while self._quarantine and self._quarantine[0][0] + 2 <= now:
-            _, address = self._quarantine.popleft()
+            released.append(self._quarantine.popleft()[1])
+        for address in released:
             self._storage.trim(self._grain, address)
-            self._free.append(address)
+        if released:
+            self._give_back(released)
 
     # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────
 
