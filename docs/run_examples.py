@@ -62,8 +62,10 @@ def run_console(text: str, where: str) -> None:
     """Run the commands of a block and compare what they print."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
-        done = subprocess.run(command, check=False, shell=True, text=True, capture_output=True, timeout=60)
-        got = done.stdout + done.stderr
+        done = subprocess.run(
+            command, check=False, shell=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60
+        )
+        got = done.stdout
         if not doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS):
             raise SystemExit(f"{where}: $ {command}\nprinted\n{got}\ninstead of\n{expected}")
 
