@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from vmdkit.errors import DescriptorError, FormatError, UnsupportedError
+from vmdkit.errors import ChainError, DescriptorError, FormatError, UnsupportedError
 from vmdkit.vmdk import chain, descriptor, structs, subformats
 from vmdkit.vmdk.cowd import CowdExtent
 from vmdkit.vmdk.disk import VmdkDisk
@@ -89,7 +89,7 @@ def read_descriptor(storage: Device) -> Descriptor | None:
     """Return the descriptor in a file, embedded or the file itself; None where the file is only an extent."""
     kind = classify(storage)
     if kind is FileKind.TEXT:
-        return descriptor.parse(storage.pread(min(storage.size, descriptor.LARGEST + 1), 0), storage.name)
+        return _separate(storage)
     if kind is not FileKind.HOSTED:
         return None
     header = read_header(storage)
@@ -104,7 +104,32 @@ def read_descriptor(storage: Device) -> Descriptor | None:
     raw = storage.pread(length, at)
     if not raw.strip(b"\0 \t\r\n"):
         return None
-    return descriptor.parse(raw, storage.name, at=at)
+    text = descriptor.parse(raw, storage.name, at=at)
+    rest = raw.partition(b"\0")[2].strip(b"\0")
+    if rest:
+        text.doubts.append(
+            Doubt(f"{len(rest)} bytes follow the end of the descriptor; they are not read", text.path, at)
+        )
+    elif raw[-1]:
+        text.doubts.append(Doubt("the descriptor fills its area to the last byte; it may be cut off", text.path, at))
+    return text
+
+
+def _separate(storage: Device) -> Descriptor:
+    """Return the descriptor that a file is.
+
+    Raises DescriptorError where more follows it: then the file is a raw disk in which a guest wrote text, or damaged.
+    """
+    if storage.size > descriptor.LARGEST:
+        raise DescriptorError(
+            f"it begins like a descriptor and has {storage.size} bytes; a descriptor has at most {descriptor.LARGEST} "
+            "bytes (--raw reads a disk of raw bytes)",
+            path=storage.name,
+        )
+    raw = storage.pread(storage.size, 0)
+    if raw.partition(b"\0")[2].strip(b"\0"):
+        raise DescriptorError("the text goes on behind a NUL, which ends it", path=storage.name)
+    return descriptor.parse(raw, storage.name)
 
 
 def open_image(
@@ -163,6 +188,7 @@ class _Files:
         self._gate = gate
         self._writable = writable
         self._named: dict[tuple[str, bool], Device] = {}
+        self._sparse: set[Identity] = set()
 
     def open(self, line: ExtentLine) -> Device:
         """Open the file of a line by its decoded name, then by the very bytes of the text."""
@@ -173,6 +199,17 @@ class _Files:
         if known is None:
             known = self._named[name, writable] = self._open(line, name, writable=writable)
         return known
+
+    def take_sparse(self, file: Device, line: ExtentLine) -> None:
+        """Raise where a sparse file serves two lines: it would show the same bytes twice, and cost its tables twice."""
+        if line.at:
+            raise DescriptorError(
+                f"an offset into a {line.type} extent has no meaning", path=self.text.path, line=line.line
+            )
+        here = chain.identify(file)
+        if here in self._sparse:
+            raise DescriptorError("two lines name the same sparse file", path=self.text.path, line=line.line)
+        self._sparse.add(here)
 
     def _open(self, line: ExtentLine, name: str, *, writable: bool) -> Device:
         raw = self.text.raw_names.get(name, b"").decode("utf-8", "surrogateescape")
@@ -234,6 +271,7 @@ def _open_line(index: int, line: ExtentLine, files: _Files, options: Options) ->
     file = files.own if embedded else files.open(line)
     if row.driver == "flat":
         return [FlatExtent(line.length, file, start=line.at, kind=line.type)]
+    files.take_sparse(file, line)
     return _sized(_open_sparse(file, line, options), line)
 
 
@@ -267,11 +305,33 @@ def _sized(extent: ExtentFile, line: ExtentLine) -> list[ExtentFile]:
         extent.length = line.length
         return [extent]
     missing = MissingTail(line.length - held, extent.path)
-    return [extent, missing] if held else [missing]
+    if held:
+        return [extent, missing]
+    missing.doubts += extent.doubts
+    extent.close()
+    return [missing]
+
+
+def _lacks_parent_cid(text: Descriptor, options: Options) -> bool:
+    """Tell whether a parent is named though no content ID says that there is one."""
+    if not text.parent_hint:
+        return False
+    if "parentcid" in text.header:
+        text.doubts.append(
+            Doubt(f"parentFileNameHint {text.parent_hint!r} is not followed: parentCID says none", text.path)
+        )
+        return False
+    if not options.ignore_cid and not options.single_link:
+        raise ChainError(
+            f"it names its parent {text.parent_hint!r}, but has no parentCID to know it by "
+            "(--ignore-cid if you know better)",
+            path=text.path,
+        )
+    return True
 
 
 def _open_parent(text: Descriptor, gate: Gate, options: Options, seen: tuple[Identity, ...]) -> Device | None:
-    if text.parent_cid == descriptor.NO_CID:
+    if text.parent_cid == descriptor.NO_CID and not _lacks_parent_cid(text, options):
         return None
     if options.single_link:
         text.doubts.append(Doubt("the parent was left out: what it holds reads as zero", text.path))

@@ -340,7 +340,7 @@ def test_text_behind_its_end_is_doubted(tmp_path: Path) -> None:
     sparse = images.monolithic_sparse(tmp_path, LAYOUT, name="sparse")
     sparse.put_text(sparse.text.render(sparse.style) + b"\0\0what an editor left")
     with vmdkit.open(sparse.path) as disk:
-        assert "18 bytes follow the end of the descriptor" in str(disk.doubts[0])  # type: ignore[attr-defined]
+        assert "19 bytes follow the end of the descriptor" in str(disk.doubts[0])  # type: ignore[attr-defined]
 
 
 def test_text_that_fills_its_area_is_doubted(tmp_path: Path) -> None:
