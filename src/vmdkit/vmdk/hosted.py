@@ -83,22 +83,28 @@ def _check_header(header: HostedHeader, path: str, base: int) -> None:
         raise wrong("flags", "grain markers without compressed grains")
 
 
-def directory_count(header: HostedHeader) -> int:
-    """Return how many grain tables the capacity needs."""
-    return -(-header.capacity // (header.grain_size * header.table_entries))
+def directory_count(header: HostedHeader, path: str) -> int:
+    """Return how many grain tables the capacity needs; raises CorruptError for more than any disk has.
 
-
-def read_directory(storage: Device, header: HostedHeader, offset: int, *, low: int) -> Codes:
-    """Read a grain directory of byte addresses at ``offset``; refuses one that the file cannot hold.
-
-    Nothing is allocated before the count is known to fit the file (users spec, A6).
+    Nothing may be allocated before (users spec, A6).
     """
-    count = directory_count(header)
+    count = -(-header.capacity // (header.grain_size * header.table_entries))
     if count > _MOST_TABLES:
         raise CorruptError(
             f"a capacity of {header.capacity} bytes needs {count} grain tables; {_MOST_TABLES} are the most",
-            structure="HostedHeader", path=storage.name, offset=header.offset_of("capacity"),
+            structure="HostedHeader", path=path, offset=header.offset_of("capacity"),
         )  # fmt: skip
+    return count
+
+
+def has_redundant(header: HostedHeader) -> bool:
+    """Tell whether there is a second copy of the tables."""
+    return bool(header.flags & structs.FLAG_REDUNDANT and header.rgd_offset)
+
+
+def read_directory(storage: Device, header: HostedHeader, offset: int, *, low: int) -> Codes:
+    """Read a grain directory of byte addresses at ``offset``; refuses one that the file cannot hold."""
+    count = directory_count(header, storage.name)
     if not count:
         return np.empty(0, dtype=np.int64)
     if not 0 < offset <= storage.size - count * _WIDTH:
@@ -141,12 +147,11 @@ class HostedExtent(TableExtent):
     """An uncompressed hosted sparse extent."""
 
     def __init__(self, storage: Device, header: HostedHeader, *, kind: str, redundant: bool = False) -> None:
-        has_redundant = bool(header.flags & structs.FLAG_REDUNDANT and header.rgd_offset)
-        if redundant and not has_redundant:
+        if redundant and not has_redundant(header):
             raise UnsupportedError("there is no redundant grain directory to follow", path=storage.name)
         self.header = header
         self._redundant = redundant
-        self._other = header.gd_offset if redundant else header.rgd_offset if has_redundant else None
+        self._other = header.gd_offset if redundant else header.rgd_offset if has_redundant(header) else None
         offset = header.rgd_offset if redundant else header.gd_offset
         tables = read_tables(storage, header, offset)
         super().__init__(header.capacity, storage, tables, grain=header.grain_size, kind=kind)

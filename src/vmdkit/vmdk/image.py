@@ -290,7 +290,7 @@ def _open_sparse(file: Device, line: ExtentLine, options: Options) -> ExtentFile
         )
     header = read_header(file)
     if header.flags & structs.FLAG_COMPRESSED:
-        return StreamExtent(file, header, kind=line.type, salvage=options.salvage)
+        return StreamExtent(file, header, kind=line.type, salvage=options.salvage, redundant=options.redundant)
     return HostedExtent(file, header, kind=line.type, redundant=options.redundant)
 
 

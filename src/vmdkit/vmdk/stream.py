@@ -27,7 +27,7 @@ from vmdkit.kernels import ZEROS, inflate
 from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
 from vmdkit.vmdk.extent_file import Doubt
-from vmdkit.vmdk.hosted import directory_count, read_header, read_tables
+from vmdkit.vmdk.hosted import directory_count, has_redundant, read_header, read_tables
 from vmdkit.vmdk.structs import GrainMarker, HostedHeader, Marker
 from vmdkit.vmdk.tables import FoundTables, TableExtent
 
@@ -44,7 +44,9 @@ _LENGTH_ONLY = 4  # bytes before the data where markers are off
 class StreamExtent(TableExtent):
     """A compressed extent."""
 
-    def __init__(self, storage: Device, header: HostedHeader, *, kind: str, salvage: bool = False) -> None:
+    def __init__(
+        self, storage: Device, header: HostedHeader, *, kind: str, salvage: bool = False, redundant: bool = False
+    ) -> None:
         doubts: list[Doubt] = []
         tables: GrainTables
         if salvage:
@@ -52,7 +54,9 @@ class StreamExtent(TableExtent):
         else:
             if header.gd_offset == structs.GD_AT_END:
                 header = _read_footer(storage, header, doubts)
-            tables = read_tables(storage, header, header.gd_offset)
+            if redundant and not has_redundant(header):
+                raise UnsupportedError("there is no redundant grain directory to follow", path=storage.name)
+            tables = read_tables(storage, header, header.rgd_offset if redundant else header.gd_offset)
         super().__init__(header.capacity, storage, tables, grain=header.grain_size, kind=kind, compressed=True)
         self.header = header
         self.doubts += doubts
@@ -177,23 +181,26 @@ def _read_footer(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> 
 
 
 def _find_footer(storage: Device) -> int | None:
-    """Return where the footer's header is: before the last sector, or, in a padded file, a little earlier."""
+    """Return where the footer's header is: the last sector that holds anything, with its marker before it.
+
+    The end-of-stream marker and any padding are zeros. Nothing else may follow: a stored grain holds sectors of the
+    guest, who could plant a footer there and wait for the file to be cut off.
+    """
     start = max(0, storage.size - _FOOTER_SEARCH)
     start -= start % SECTOR
     tail = storage.pread(storage.size - start, start)
-    for at in range((len(tail) // SECTOR - 1) * SECTOR, 0, -SECTOR):
-        if tail.startswith(structs.HOSTED_MAGIC, at):
-            marker = Marker.unpack(tail, at - SECTOR)
-            if marker.type == structs.MARKER_FOOTER and not marker.length:
-                return start + at
-    return None
+    at = (len(tail.rstrip(b"\0")) - 1) // SECTOR * SECTOR
+    if at < SECTOR or len(tail) - at < SECTOR or not tail.startswith(structs.HOSTED_MAGIC, at):
+        return None
+    marker = Marker.unpack(tail, at - SECTOR)
+    return start + at if marker.type == structs.MARKER_FOOTER and not marker.length else None
 
 
 def _salvage(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> GrainTables:
     """Put the tables together from the grain markers, as far as the file goes."""
     if not header.flags & structs.FLAG_MARKERS:
         raise FormatError("the stream has no grain markers, so it cannot be salvaged", path=storage.name)
-    count, entries, grain = directory_count(header), header.table_entries, header.grain_size
+    count, entries, grain = directory_count(header, storage.name), header.table_entries, header.grain_size
     grains, addresses = array("q"), array("q")
     at = max(header.overhead, SECTOR)
     reason = ""
@@ -217,9 +224,9 @@ def _salvage(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> Grai
 
 def _next_grain(storage: Device, header: HostedHeader, at: int) -> tuple[int, int | None, str]:
     """Look at one marker: (address, where the grain belongs or None, why the walk is over or empty)."""
-    if at + SECTOR > storage.size:
+    head = storage.pread(min(SECTOR, storage.size - at), at) if at < storage.size else bytearray()
+    if len(head) < GrainMarker.size_of():
         return at, None, "the file ends here, without an end-of-stream marker"
-    head = storage.pread(SECTOR, at)
     marker = GrainMarker.unpack(head)
     if marker.length:
         if marker.length > 2 * header.grain_size + SECTOR:
@@ -227,6 +234,8 @@ def _next_grain(storage: Device, header: HostedHeader, at: int) -> tuple[int, in
         if at + GrainMarker.size_of() + marker.length > storage.size:
             return at, None, "the file ends inside a grain"
         return at, marker.lba, ""
+    if len(head) < SECTOR:
+        return at, None, "the file ends inside a marker"
     special = Marker.unpack(head)
     if special.type == structs.MARKER_EOS and not special.following:
         if head == ZEROS[:SECTOR] and at + SECTOR < storage.size and not _all_markers_end(storage, at):
