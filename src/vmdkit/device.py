@@ -134,11 +134,16 @@ class Device(ABC):
     ) -> None:
         self._size = size
         self._end = size  # -1 once closed, so that one comparison guards both range and life
-        self._can = can
+        self._set_can(can)
         self._block_size = block_size
         self._contexts = contexts
         self._name = name
         self._closing = threading.Lock()
+
+    def _set_can(self, can: Can) -> None:
+        """Say what the device offers; flags cost a microsecond to test, so the edge keeps its answers plain."""
+        self._can = can
+        self._writable = bool(can & Can.WRITE)
 
     # ── what it is ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -170,7 +175,7 @@ class Device(ABC):
     @property
     def writable(self) -> bool:
         """Whether pwrite, zero and trim may be called."""
-        return bool(self._can & Can.WRITE)
+        return self._writable
 
     def fileno(self) -> int | None:
         """Return the descriptor whose byte N is byte N of this device; None where there is none.
@@ -214,8 +219,9 @@ class Device(ABC):
         view = memoryview(buf).cast("B")
         if not self._may_change(offset, len(view)):
             return
-        start, length = ranges.align(offset, len(view), self._block_size.minimum)
-        if length != len(view):
+        start, minimum = offset, self._block_size.minimum
+        if minimum > 1 and (offset % minimum or len(view) % minimum):
+            start, length = ranges.align(offset, len(view), minimum)
             whole = memoryview(bytearray(length))
             self._pread_into(whole, start)
             whole[offset - start : offset - start + len(view)] = view
@@ -396,8 +402,9 @@ class Device(ABC):
             raise self._refuse(offset, count)
 
     def _may_change(self, offset: int, count: int) -> bool:
-        self._check(offset, count)
-        if not self._can & Can.WRITE:
+        if offset < 0 or count < 0 or count > self._end - offset:
+            raise self._refuse(offset, count)
+        if not self._writable:
             raise ReadOnlyError("opened for reading only", path=self._name)
         return count > 0
 

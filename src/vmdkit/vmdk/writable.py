@@ -43,7 +43,7 @@ class WritableDisk(VmdkDisk):
         """Take over what ``image`` has opened; ``storage`` holds the descriptor, ``release`` gives up the locks."""
         super().__init__(descriptor, extents, parent=parent, identity=identity)
         # Several processes would each have tables of their own, so no FORK; flush covers all connections of this one.
-        self._can = self._can & ~Can.FORK | Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM
+        self._set_can(self.can & ~Can.FORK | Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM)
         self._session = session
         self._storage = storage
         self._release = release
