@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.descriptor import Descriptor
 
 _EXTENT_NAME = re.compile(r"(.+?)-(?:flat|delta|sesparse|pt|rdmp?|[sf]\d{3,})\.vmdk", re.IGNORECASE)
+_RAW_NAME = re.compile(
+    r".+-(?:flat|pt|rdmp?|f\d{3,})\.vmdk", re.IGNORECASE
+)  # those that hold the guest's bytes as such
 _MOST_NEIGHBOURS = 4096  # files looked at for a descriptor
 
 
@@ -39,10 +42,18 @@ def find(path: str, *, untrusted: bool = False, writable: bool = False) -> tuple
 
     Raises FormatError where there is none, UnsupportedError, OSError. No neighbour is looked at if ``untrusted``.
     """
+    name = os.path.basename(path)
     beside = None
-    if not untrusted and _EXTENT_NAME.fullmatch(os.path.basename(path)):
-        # A flat extent is never probed: its first bytes are the guest's.
+    if not untrusted and _EXTENT_NAME.fullmatch(name):
         beside = _descriptor_beside(path, writable=writable)
+    if beside is None and _RAW_NAME.fullmatch(name):
+        open_file(path).close()
+        # Never probed: its first bytes are the guest's, who could describe a disk made of its neighbours there.
+        raise FormatError(
+            "no descriptor beside it names this file, and it is named like a file of raw bytes; "
+            "say --raw to read them, or rename it if it is a descriptor",
+            path=path,
+        )
     found = beside or _own_descriptor(path, writable=writable)
     if found is None and not untrusted:
         found = _descriptor_beside(path, writable=writable)
@@ -84,22 +95,22 @@ def _descriptor_beside(path: str, *, writable: bool) -> tuple[Device, Descriptor
     """Look in the directory of an extent file for the descriptor that names it."""
     name = os.path.basename(path)
     for candidate in _neighbours(path):
-        try:
-            storage = open_file(candidate, follow=False, regular=True)
-        except (OSError, VmdkitError):
-            continue
-        try:
-            if storage.size <= LARGEST and looks_like_descriptor(storage.pread(storage.size, 0)):
-                text = read_descriptor(storage)
-                if text is not None and any(line.name == name for line in text.extents):
-                    if not writable:
-                        return storage, text
-                    storage.close()
-                    return open_file(candidate, writable=True, follow=False, regular=True), text
-        except VmdkitError:
-            pass
-        storage.close()
+        text = _text_naming(name, candidate)
+        if text is not None:
+            return open_file(candidate, writable=writable, follow=False, regular=True), text
     return None
+
+
+def _text_naming(name: str, candidate: str) -> Descriptor | None:
+    """Return the descriptor in ``candidate`` if it has an extent called ``name``; what cannot be read has none."""
+    try:
+        with open_file(candidate, follow=False, regular=True) as storage:
+            if storage.size > LARGEST or not looks_like_descriptor(storage.pread(storage.size, 0)):
+                return None
+            text = read_descriptor(storage)
+    except (OSError, VmdkitError):
+        return None
+    return text if text is not None and any(line.name == name for line in text.extents) else None
 
 
 def _neighbours(path: str) -> Iterator[str]:
