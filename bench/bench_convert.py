@@ -80,14 +80,15 @@ def timed(command: list[str]) -> tuple[float, float]:
     return wall, sum(after[2:4]) - sum(before[2:4])
 
 
-def measure(case: Case, folder: Path, tool: list[str]) -> None:
-    """Run both sides once, in turn, and compare what they wrote with the raw disk."""
+def measure(case: Case, folder: Path, tool: list[str], turn: int) -> None:
+    """Run both sides once, in turns A B, B A, and compare what they wrote with the raw disk."""
     image, target = folder / f"{case.source}.vmdk", folder / "out.raw"
     sides = {
         "theirs": ["qemu-img", "convert", "-O", "raw", *case.theirs, str(image), str(target)],
         "ours": [*tool, "convert", "-O", "raw", *case.ours, str(image), str(target)],
     }
-    for side, command in sides.items():
+    for side in sorted(sides, reverse=turn % 2 == 0):
+        command = sides[side]
         wall, cpu = timed(command)
         case.seconds[side].append(wall)
         case.cpu[side].append(cpu)
@@ -139,9 +140,9 @@ def main() -> int:
             raw, image = str(folder / "disk.raw"), str(folder / f"{source}.vmdk")
             subprocess.run(["qemu-img", "convert", "-f", "raw", *options, raw, image], check=True)
         os.sync()
-        for _ in range(rounds):
+        for turn in range(rounds):
             for case in cases:
-                measure(case, folder, tool)
+                measure(case, folder, tool, turn)
         found = [report(case, size) for case in cases]
     for row in found:
         print(json.dumps({**row, "peer": version}))
