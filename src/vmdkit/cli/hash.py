@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from vmdkit.cli.disk import add_disk_options, open_disk
@@ -59,13 +60,15 @@ def hash_verb(args: Namespace) -> int:
 
 def _per_extent(device: Device, args: Namespace, progress: Callable[[int], None]) -> None:
     separator = "[\n"
-    for extent, digest in hash_extents(device, args.algorithm, progress=progress, threads=args.threads):
-        kind = _ALLOCATION.get(extent.flags, str(extent.flags))
-        if args.json:
-            record = {"offset": extent.offset, "length": extent.length, "type": kind, "digest": digest}
-            emit(separator + json.dumps(record))
-            separator = ",\n"
-        else:
-            out(f"{extent.offset:>16} {extent.length:>16} {kind:<9} {digest or '-'}")
+    digests = hash_extents(device, args.algorithm, progress=progress, threads=args.threads)
+    with closing(digests):
+        for extent, digest in digests:
+            kind = _ALLOCATION.get(extent.flags, str(extent.flags))
+            if args.json:
+                record = {"offset": extent.offset, "length": extent.length, "type": kind, "digest": digest}
+                emit(separator + json.dumps(record))
+                separator = ",\n"
+            else:
+                out(f"{extent.offset:>16} {extent.length:>16} {kind:<9} {digest or '-'}")
     if args.json:
         emit("\n]\n" if device.size else "[]\n")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 VERBS = {
     "info": ("vmdkit.cli.info", "say what a disk is: format, size, extents, chain, doubts"),
     "map": ("vmdkit.cli.map", "say where the bytes of a disk are: table, JSON or HTML"),
+    "create": ("vmdkit.cli.create", "make a new disk, or a child"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),

@@ -19,7 +19,7 @@ from vmdkit.ops.pool import THREADS, ordered, read_ahead
 from vmdkit.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from vmdkit.device import Device
 
@@ -90,8 +90,11 @@ def hash_extents(
     *,
     progress: Callable[[int], None] = ignore,
     threads: int = THREADS,
-) -> Iterator[tuple[Extent, str | None]]:
-    """Yield each extent with its digest; None where it is zero, which says all. Raises as ``hash_device``."""
+) -> Generator[tuple[Extent, str | None], None, None]:
+    """Yield each extent with its digest; None where it is zero, which says all. Raises as ``hash_device``.
+
+    Callers close it (contextlib.closing), so that no thread outlives an error of their own.
+    """
     hasher(algorithm)  # says early what it has to say
 
     def small(extent: Extent) -> bool:
