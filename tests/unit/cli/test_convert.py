@@ -193,3 +193,24 @@ def test_a_damaged_source_leaves_nothing(vmdkit: Any, build: Any, tmp_path: Path
     assert done.stderr.startswith("vmdkit: ")
     assert done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_block_devices_are_written_in_place_unless_mounted(vmdkit: Any, raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "block").write_bytes(b"x" * (2 << 20))
+    made = subprocess.run(["losetup", "-f", "--show", tmp_path / "block"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip("no loop device can be had here")
+    device = made.stdout.strip()
+    try:
+        done = vmdkit("convert", "--raw", raw, device)
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"vmdkit: {device}: it is a block device; -n writes over what it holds\n",
+        )
+        assert vmdkit("convert", "--raw", "-n", raw, device).returncode == 0
+        assert (tmp_path / "block").read_bytes() == raw.read_bytes() + b"x" * (1 << 20)
+        with open(device, "rb", opener=lambda path, flags: os.open(path, flags | os.O_EXCL)):  # as a mount holds it
+            done = vmdkit("convert", "--raw", "-n", raw, device)
+        assert (done.returncode, done.stderr) == (1, f"vmdkit: {device}: Device or resource busy\n")
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
