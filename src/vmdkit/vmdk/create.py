@@ -1,0 +1,380 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Make new disks, and children, of every subformat that can be written (format spec 1.2 to 1.11).
+
+::
+
+    all files, temporary names │ barrier ─ extents get their names │ barrier ─ the descriptor gets its name │ barrier
+
+A disk is there when its descriptor is, and then all of it is durable. An error, a signal or a power cut before that
+leaves no disk: temporary files at most, and those only after a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmdkit.errors import ChainError, UsageError
+from vmdkit.units import KIB, SECTOR, TIB, format_size
+from vmdkit.vmdk import descriptor_edit, layout
+from vmdkit.vmdk.cowd import CowdExtent
+from vmdkit.vmdk.descriptor import NO_CID, parse
+from vmdkit.vmdk.descriptor_text import NewLine, checked_name, new_long_id, new_uuid, render
+from vmdkit.vmdk.flat import FlatExtent
+from vmdkit.vmdk.geometry import geometry
+from vmdkit.vmdk.hosted import HostedExtent, read_header
+from vmdkit.vmdk.same_content import SameContent
+from vmdkit.vmdk.writable import WritableDisk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmdkit.device import Device
+    from vmdkit.vmdk.disk import VmdkDisk
+    from vmdkit.vmdk.extent_file import ExtentFile
+    from vmdkit.vmdk.files import Files
+
+ADAPTERS = ("ide", "buslogic", "lsilogic", "legacyESX")
+SPARSE_PIECE = 4192256 * SECTOR  # 2047 MiB: with its tables the file stays below 2 GiB (format spec 1.11)
+FLAT_PIECE = 4193792 * SECTOR
+_MOST_PIECES = 65536
+_LARGEST = 1 << 62
+_TOOLS = {"toolsInstallType": "4", "toolsVersion": "2147483647"}  # unmanaged; without it no customization (1.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a creatable subformat is laid out: extent type, name of its files, bytes of a piece (0: one file)."""
+
+    name: str
+    type: str
+    suffix: str  # of an extent file's name; with %d for the number of a piece
+    piece: int = 0
+    embedded: bool = False
+    child: bool = False  # can express "not here", so it can have a parent
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the extents are raw bytes."""
+        return self.type in ("FLAT", "VMFS")
+
+
+SHAPES: dict[str, Shape] = {
+    shape.name.lower(): shape
+    for shape in (
+        Shape("monolithicSparse", "SPARSE", "", embedded=True, child=True),
+        Shape("twoGbMaxExtentSparse", "SPARSE", "-s%03d", SPARSE_PIECE, child=True),
+        Shape("monolithicFlat", "FLAT", "-flat"),
+        Shape("twoGbMaxExtentFlat", "FLAT", "-f%03d", FLAT_PIECE),
+        Shape("vmfs", "VMFS", "-flat"),
+        Shape("vmfsSparse", "VMFSSPARSE", "-delta", child=True),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a new disk shall be.
+
+    ``grain`` in bytes: a power of two, for hosted sparse 4 KiB to 1 MiB (default 64 KiB), for vmfsSparse 512 B to
+    1 MiB (default 512 B). ``thin`` concerns vmfs, ``preallocate`` the other flat subformats; ``zeroed_grain`` makes
+    sparse disks of version 2, whose zeros take no space over a parent, and which VirtualBox refuses.
+    """
+
+    subformat: str = "monolithicSparse"
+    adapter: str = "lsilogic"
+    hwversion: str = "10"
+    grain: int | None = None
+    zeroed_grain: bool = False
+    thin: bool = False
+    preallocate: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        """The row of SHAPES; UsageError where there is none."""
+        shape = SHAPES.get(self.subformat.lower())
+        if shape is None:
+            known = ", ".join(row.name for row in SHAPES.values())
+            raise UsageError(f"{self.subformat!r} cannot be created; {known} can")
+        return shape
+
+    def check(self, size: int, *, child: bool) -> None:
+        """Raise UsageError for what contradicts itself or the format, for a disk of ``size`` bytes."""
+        shape = self.shape
+        if self.adapter not in ADAPTERS:
+            raise UsageError(
+                f"adapter {self.adapter!r} is unknown; {', '.join(ADAPTERS)} are "
+                "(disks behind pvscsi, SATA or NVMe say lsilogic too)"
+            )
+        if not (self.hwversion.isascii() and self.hwversion.isdigit() and 1 <= int(self.hwversion) <= 99):
+            raise UsageError(f"hardware version {self.hwversion!r}; a number from 1 to 99 is due")
+        if child and not shape.child:
+            raise UsageError(f"a {shape.name} disk cannot have a parent: raw bytes cannot say 'not here'")
+        if self.grain is not None:
+            if shape.is_flat:
+                raise UsageError(f"a {shape.name} disk has no grains")
+            layout.check_grain(self.grain, SECTOR if shape.type == "VMFSSPARSE" else 4 * KIB)
+        if self.zeroed_grain and shape.type != "SPARSE":
+            raise UsageError(f"a {shape.name} disk has no entry for a grain of zeros")
+        if self.thin and shape.name != "vmfs":
+            raise UsageError("only vmfs disks are thin or thick by name; others grow as they are written")
+        if self.preallocate and (not shape.is_flat or self.thin):
+            raise UsageError("only flat disks that are not thin are preallocated")
+        _check_size(size, shape)
+
+
+def _check_size(size: int, shape: Shape) -> None:
+    most = {"SPARSE": layout.MOST_HOSTED, "VMFSSPARSE": layout.MOST_COWD}.get(shape.type, _LARGEST)
+    if shape.piece:
+        most = min(shape.piece * _MOST_PIECES, _LARGEST)
+    if size < 1:
+        raise UsageError("a disk needs at least one byte")
+    if size > most:
+        other = "" if shape.piece or most > 2 * TIB else "; twoGbMaxExtentSparse and flat disks can be larger"
+        raise UsageError(f"a {shape.name} disk holds at most {format_size(most)}{other}")
+
+
+def create(
+    files: Files,
+    path: str,
+    size: int,
+    recipe: Recipe = Recipe(),
+    *,
+    parent: VmdkDisk | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make a disk of ``size`` bytes (rounded up to a sector) at ``path``; with ``parent`` an empty child of it.
+
+    Raises UsageError for contradictions, for names no descriptor can hold, and where a file exists and may not be
+    overwritten; ChainError for a parent that cannot be one; OSError. Nothing is left behind then.
+    """
+    with _Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
+        work.build(keep=False)
+        work.publish()
+
+
+@contextmanager
+def new_disk(
+    files: Files,
+    path: str,
+    size: int,
+    recipe: Recipe = Recipe(),
+    *,
+    parent: VmdkDisk | None = None,
+    overwrite: bool = False,
+) -> Iterator[WritableDisk]:
+    """Give a new disk to be filled; it appears at ``path``, whole and durable, when the block ends without an error.
+
+    Takes and raises what ``create`` does. The parent stays the caller's to close.
+    """
+    with _Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
+        disk = work.build_disk()
+        yield disk
+        disk.flush()
+        work.session.close()
+        work.publish()
+
+
+@dataclass(slots=True)
+class _Part:
+    """One file being made: its last name, the temporary one, and what is in it."""
+
+    final: str
+    temporary: str
+    length: int  # bytes of the disk; 0 for a separate descriptor
+    storage: Device | None = None
+
+
+@dataclass
+class _Construction:
+    """A disk that has no name yet. A context: what is not published by its end is removed."""
+
+    files: Files
+    path: str
+    size: int
+    recipe: Recipe
+    parent: VmdkDisk | None
+    overwrite: bool
+    _parts: list[_Part] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.size = layout.round_up(self.size, SECTOR)
+        self.recipe.check(self.size, child=self.parent is not None)
+        self._shape = self.recipe.shape
+        self._final = self.files.real_path(self.path)
+        self._home, name = os.path.split(self._final)
+        self._stem = name.removesuffix(".vmdk") or name
+        checked_name(self._stem)
+        if self.parent is not None:
+            self._check_parent(self.parent)
+        for index, length in enumerate(self._lengths()):
+            self._add(self._extent_name(index), length)
+        if not self._shape.embedded:
+            self._add(name, 0)
+        self._refuse_existing(self._chain_files())
+
+    def __enter__(self) -> _Construction:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in self._parts:
+            if part.storage is not None:
+                part.storage.close()
+            if part.temporary:
+                with suppress(FileNotFoundError):
+                    self.files.remove(part.temporary)
+
+    # ── what is made ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _check_parent(self, parent: VmdkDisk) -> None:
+        if parent.size != self.size:
+            raise UsageError(
+                f"a child has the size of its parent, {parent.size} bytes, not {self.size}", path=self.path
+            )
+        if parent.descriptor.cid == NO_CID:
+            raise ChainError("its content ID says that it is no parent; a child could not name it", path=parent.name)
+
+    def _lengths(self) -> list[int]:
+        piece = self._shape.piece or self.size
+        return [min(piece, self.size - at) for at in range(0, self.size, piece)]
+
+    def _extent_name(self, index: int) -> str:
+        if self._shape.embedded:
+            return os.path.basename(self._final)
+        suffix = self._shape.suffix % (index + 1) if "%" in self._shape.suffix else self._shape.suffix
+        return f"{self._stem}{suffix}.vmdk"
+
+    def _add(self, name: str, length: int) -> None:
+        temporary = os.path.join(self._home, f".vmdkit-{os.urandom(6).hex()}.part")
+        self._parts.append(_Part(os.path.join(self._home, name), temporary, length))
+
+    def _chain_files(self) -> set[str]:
+        """Return the real paths of everything that the parents are made of: nothing of that is overwritten."""
+        paths: set[str] = set()
+        link: Device | None = self.parent
+        while link is not None:
+            paths.update(self.files.real_path(path) for path in getattr(link, "files", ()))
+            link = getattr(link, "parent", None)
+        return paths
+
+    def _refuse_existing(self, chain: set[str]) -> None:
+        for part in self._parts:
+            if part.final in chain:
+                raise UsageError("its parent is made of this very file", path=part.final)
+            if self.files.exists(part.final) and not self.overwrite:
+                raise UsageError("it exists; -f overwrites it", path=part.final)
+
+    def _text(self) -> bytes:
+        """Return the descriptor. A child says of itself only what its parent cannot (format spec 1.6)."""
+        shape, parent = self._shape, self.parent
+        at = 0 if shape.type == "FLAT" else None
+        lines = [
+            NewLine(part.length, shape.type, os.path.basename(part.final), at) for part in self._parts if part.length
+        ]
+        cid = descriptor_edit.new_content_id(NO_CID)
+        ddb = {"longContentID": new_long_id(cid)}
+        if parent is not None:
+            hint = hint_for(self.files, parent.name, self._final)
+            return render(shape.name, lines, ddb, cid=cid, parent_cid=parent.descriptor.cid, hint=hint)
+        cylinders, heads, sectors = geometry(self.size, self.recipe.adapter)
+        ddb |= _TOOLS | {
+            "adapterType": self.recipe.adapter,
+            "geometry.cylinders": str(cylinders),
+            "geometry.heads": str(heads),
+            "geometry.sectors": str(sectors),
+            "uuid": new_uuid(),
+            "virtualHWVersion": self.recipe.hwversion,
+        }
+        if self.recipe.thin:
+            ddb["thinProvisioned"] = "1"
+        return render(shape.name, lines, ddb, cid=cid)
+
+    def build(self, *, keep: bool) -> bytes:
+        """Write every file under its temporary name, durably; return the descriptor. ``keep`` leaves them open."""
+        text = self._text()
+        for part in self._parts:
+            storage = part.storage = self.files.new_file(part.temporary, part.final)
+            if part.length:
+                self._write_extent(storage, part.length, text)
+            else:
+                storage.resize(len(text))
+                storage.pwrite(text, 0)
+            if not keep:
+                storage.flush()
+                storage.close()
+                part.storage = None
+        return text
+
+    def _write_extent(self, storage: Device, length: int, text: bytes) -> None:
+        recipe, shape = self.recipe, self._shape
+        if shape.is_flat:
+            storage.resize(length)
+            if recipe.preallocate or (shape.name == "vmfs" and not recipe.thin):
+                storage.zero(length, 0, no_hole=True)  # allocates: fallocate(2) where the file system has it
+        elif shape.type == "VMFSSPARSE":
+            layout.write_cowd(storage, layout.cowd_header(length, recipe.grain or layout.COWD_GRAIN))
+        else:
+            area = layout.DESCRIPTOR_AREA if shape.embedded else 0
+            grain = recipe.grain or layout.HOSTED_GRAIN
+            header = layout.hosted_header(length, grain, descriptor=area, zero_grains=recipe.zeroed_grain)
+            layout.write_hosted(storage, header, text if shape.embedded else b"")
+
+    def build_disk(self) -> WritableDisk:
+        """Write every file, and return the disk that they are; its names need not be there yet."""
+        raw = self.build(keep=True)
+        text = parse(raw, self._final, at=SECTOR if self._shape.embedded else 0)
+        extents: list[ExtentFile] = []
+        for part, line in zip(self._parts, text.extents, strict=False):
+            if part.storage is not None:
+                extents.append(self._extent(part.storage, line.length))
+        storage = self._parts[-1].storage or self._parts[0].storage
+        if storage is None:
+            raise UsageError("nothing was built", path=self.path)
+        self.session = SameContent(text, storage)
+        for extent in extents:
+            self.session.take(extent)
+        return WritableDisk(text, extents, self.session, storage, parent=self.parent)
+
+    def _extent(self, storage: Device, length: int) -> ExtentFile:
+        kind = self._shape.type
+        if self._shape.is_flat:
+            return FlatExtent(length, storage, start=0, kind=kind)
+        if kind == "VMFSSPARSE":
+            return CowdExtent(storage, kind=kind)
+        return HostedExtent(storage, read_header(storage), kind=kind)
+
+    # ── how it appears ───────────────────────────────────────────────────────────────────────────────────────
+
+    def publish(self) -> None:
+        """Give every file its name, the descriptor's last. A disk that is replaced disappears first as a whole."""
+        for part in self._parts:
+            if part.storage is not None:
+                part.storage.flush()
+        last = self._parts[-1]
+        if self.overwrite and len(self._parts) > 1:
+            with suppress(FileNotFoundError):
+                self.files.remove(last.final)
+                self.files.sync_directory(self._home)
+        done: list[_Part] = []
+        try:
+            for part in self._parts:
+                if part is last and done:
+                    self.files.sync_directory(self._home)
+                self.files.rename(part.temporary, part.final, replace=self.overwrite)
+                part.temporary = ""
+                done.append(part)
+            self.files.sync_directory(self._home)
+        except BaseException:
+            for part in done:
+                with suppress(FileNotFoundError):
+                    self.files.remove(part.final)
+            raise
+
+
+def hint_for(files: Files, parent: str, child: str) -> str:
+    """Return how a child at path ``child`` names its parent: relative to its own directory (format spec 1.3)."""
+    home = files.real_path(os.path.dirname(child) or ".")
+    return checked_name(os.path.relpath(files.real_path(parent), home))
