@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vmdkit.errors import VmdkitError
+from vmdkit.units import SECTOR
 from vmdkit.vmdk.extent_file import Doubt
 from vmdkit.vmdk.hosted import read_tables
 from vmdkit.vmdk.structs import CORRUPT
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.tables import GrainTables
 
 _AT_ONCE = 256  # tables examined together: 1 MiB of decoded entries
+_ADDRESSED = (1 << 32) * SECTOR  # bytes that a pointer of 32 bits can reach
+_MOST_GRAINS = (32 << 20) + 1  # places for grains: all of the largest file of 64 KiB grains; smaller ones are rare
 
 
 def examine_hosted(
@@ -39,16 +42,18 @@ def examine_hosted(
             yield Doubt(f"the other copy of the grain tables cannot be read: {error.message}", storage.name)
     seen = _Seen(storage, header.grain_size)
     first, count = 0, len(tables)
+    grains = -(-header.capacity // header.grain_size)  # the last table may have more entries, which mean nothing
     while first < count:
         # Tables that neither copy has hold nothing to look at, and a fresh disk is made of them.
         first = min(copy.next_present(first) for copy in (tables, other) if copy is not None)
         last = min(first + _AT_ONCE, count)
         if first >= last:
             break
-        codes = tables.bulk(first, last)
-        seen.look(codes, first * tables.entries)
+        at = first * tables.entries
+        codes = tables.bulk(first, last)[: grains - at]
+        seen.look(codes, at)
         if other is not None:
-            seen.compare(codes, other.bulk(first, last), first * tables.entries)
+            seen.compare(codes, other.bulk(first, last)[: grains - at], at)
         first = last
     yield from seen.doubts()
 
@@ -59,14 +64,17 @@ class _Seen:
     def __init__(self, storage: Device, grain: int) -> None:
         self._storage = storage
         self._grain = grain
-        self._used = np.zeros(storage.size // grain + 1, dtype=np.uint8)
+        places = min(storage.size, _ADDRESSED) // grain + 1
+        self._used = np.zeros(places, dtype=np.uint8) if places <= _MOST_GRAINS else None
         self._counts: dict[str, int] = {}
         self._firsts: dict[str, int] = {}
 
     def look(self, codes: Codes, first: int) -> None:
         """Take in entries from number ``first`` on."""
         self._note(
-            "{} of the grain tables point outside the grains of the file; reading there fails", codes == CORRUPT, first
+            "{} entries of the grain tables point outside the grains of the file; reading there fails",
+            codes == CORRUPT,
+            first,
         )
         present = codes >= 0
         self._note("{} grains do not begin at a multiple of the grain", present & (codes % self._grain != 0), first)
@@ -77,6 +85,8 @@ class _Seen:
         self._find_shared(codes, present, first)
 
     def _find_shared(self, codes: Codes, present: np.ndarray[tuple[int], np.dtype[np.bool_]], first: int) -> None:
+        if self._used is None:
+            return
         where = np.flatnonzero(present)
         slots = codes[where] // self._grain
         _, firsts = np.unique(slots, return_index=True)
@@ -105,3 +115,5 @@ class _Seen:
         """Yield one doubt for each kind of thing seen."""
         for what, count in self._counts.items():
             yield Doubt(f"{what.format(count)}; the first concerns {self._firsts[what]:#x}", self._storage.name)
+        if self._used is None:
+            yield Doubt("the file has too many places for grains to look for grains used twice", self._storage.name)
