@@ -125,7 +125,7 @@ def main() -> int:
     if shutil.which("qemu-img") is None:
         print("qemu-img is not here", file=sys.stderr)
         return 1
-    size = 512 * MIB if args.quick else 2 * GIB
+    size = GIB if args.quick else 2 * GIB
     rounds = args.rounds or (3 if args.quick else 7)
     tool = [str(Path(sys.executable).with_name("vmdkit"))]
     version = subprocess.run(["qemu-img", "--version"], check=True, capture_output=True, text=True).stdout.split("\n")[
@@ -134,7 +134,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-convert-") as name:
         folder = Path(name)
         make_raw(folder / "disk.raw", size)
-        cases = [Case(*row) for row in CASES if args.only in row[0]]
+        cases = [Case(*row) for row in CASES if args.only in row[0] and not (args.quick and "durable" in row[0])]
         for source in dict.fromkeys(case.source for case in cases):
             options = ["-O", "vmdk", "-o", f"subformat={SUBFORMATS[source]}"]
             raw, image = str(folder / "disk.raw"), str(folder / f"{source}.vmdk")
