@@ -253,6 +253,13 @@ def test_trim_leaves_parts_of_blocks_alone(count: int, offset: int, seen: list[t
     assert [call[1:] for call in device.calls] == seen
 
 
+@pytest.mark.parametrize("size", [1, 511, 513, 4095])
+def test_a_device_is_whole_blocks(size: int) -> None:
+    """Else the edge would have to read and write blocks that the driver does not have."""
+    with pytest.raises(UsageError, match=f"{size} bytes are no whole blocks of 512"):
+        Recorder(size, minimum=512)
+
+
 # ── answers of drivers ───────────────────────────────────────────────────────────────────────────────────────────
 
 

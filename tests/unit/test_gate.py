@@ -202,3 +202,8 @@ def test_allow_refuses_what_can_block(home: Path) -> None:
 def test_the_root_allows_everything_below_it() -> None:
     with Allow(open_file, ["/"]).open("/etc/passwd", "/tmp/disk.vmdk") as device:
         assert device.size > 0
+
+
+def test_names_that_the_file_system_cannot_spell(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GateError, match="which is no file name"):
+        SameDir(open_file).open("\ud800.vmdk", "/tmp/disk.vmdk")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmdkit.device import HOLE_ZERO, Can, Extent, Kind, Location
-from vmdkit.errors import GateError, UnsupportedError
+from vmdkit.errors import GateError, UnsupportedError, UsageError
 from vmdkit.storage import file as module
 from vmdkit.storage.file import FileDevice, open_file
 
@@ -292,3 +292,56 @@ def test_trim_that_is_refused_does_nothing(sparse: Path, monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "_libc", Libc(device, {PUNCH: errno.EOPNOTSUPP}))
         device.trim(STEP, STEP)
     assert sparse.read_bytes()[STEP : 2 * STEP] == b"A" * STEP
+
+
+# ── closing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_walked_after_the_close_is_no_other_file(sparse: Path, tmp_path: Path) -> None:
+    """The number of a closed descriptor is given to the next file that anybody opens."""
+    (tmp_path / "other").write_bytes(b"other")
+    device = open_file(str(sparse))
+    number = device.fileno()
+    runs, places = device.extents(), device.locate()
+    device.close()
+    assert device.fileno() is None
+    with (tmp_path / "other").open("rb") as other:
+        assert other.fileno() == number
+        for walk in (runs, places):
+            with pytest.raises((OSError, UsageError)):
+                list(walk)
+
+
+def test_a_read_that_races_with_close_reads_no_other_file(sparse: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other!!!!!")
+    device = open_file(str(sparse))
+    device.close()
+    with (tmp_path / "other").open("rb"), pytest.raises(OSError, match="Bad file descriptor"):
+        device._pread_into(memoryview(bytearray(4)), 0)
+
+
+def test_an_error_of_lseek_that_is_no_refusal_is_raised(sparse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int, offset: int, whence: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with open_file(str(sparse)) as device:
+        monkeypatch.setattr(os, "lseek", fail)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            list(device.extents())
+        assert caught.value.filename == str(sparse)
+
+
+def test_holes_that_appear_while_they_are_walked_do_no_harm(sparse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SEEK_HOLE answers the very offset if the data there have been punched out meanwhile."""
+    real = os.lseek
+    punched: list[int] = []
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE and not punched:
+            punched.append(offset)
+            return offset
+        return real(fd, offset, whence)
+
+    with open_file(str(sparse)) as device:
+        monkeypatch.setattr(os, "lseek", lseek)
+        assert sum(run.length for run in device.extents()) == device.size

@@ -397,3 +397,11 @@ def test_no_text_is_slow_to_read(body: bytes) -> None:
         looks_like_descriptor(raw)
         with contextlib.suppress(DescriptorError):
             parse(raw, "x")
+
+
+def test_doubts_are_few_whatever_the_text() -> None:
+    rows = b"".join(b"k%d=1\nk%d=2\n" % (number, number) for number in range(40_000))
+    text = parse(HEAD + rows, "x")
+    assert len(text.header) == 40_000
+    assert len(text.doubts) <= 101
+    assert "39900 more keys stand twice" in str(text.doubts[-1])
