@@ -71,8 +71,8 @@ class FileDevice(Device):
         self._modes = {_PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE}
 
     def fileno(self) -> int | None:
-        """Return the descriptor; it stays ours."""
-        return self._fd
+        """Return the descriptor; it stays ours. None once closed."""
+        return self._fd if self._fd >= 0 else None
 
     def _pread_into(self, view: memoryview, offset: int) -> None:
         got = os.preadv(self._fd, (view,), offset)
@@ -151,7 +151,8 @@ class FileDevice(Device):
             if data >= end:
                 return
             hole = min(self._seek(data, os.SEEK_HOLE, end), end)
-            yield data, hole - data, False
+            if hole > data:  # else it has been punched since SEEK_DATA
+                yield data, hole - data, False
             offset = hole
 
     def _next_data(self, offset: int, end: int) -> int:
@@ -168,8 +169,12 @@ class FileDevice(Device):
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return self._size
+            if error.errno not in _REFUSALS:
+                raise OSError(error.errno, error.strerror, self._name) from error
             self._seek_data = False
             return refused
 
     def _close(self) -> None:
-        os.close(self._fd)
+        # The number goes to the next file that is opened: a reader that comes late must not find it here.
+        fd, self._fd = self._fd, -1
+        os.close(fd)
