@@ -132,6 +132,8 @@ class Device(ABC):
         block_size: BlockSize = BlockSize(),  # noqa: B008  # immutable
         contexts: tuple[str, ...] = (ALLOCATION,),
     ) -> None:
+        if size % block_size.minimum:
+            raise UsageError(f"{size} bytes are no whole blocks of {block_size.minimum}", path=name)
         self._size = size
         self._end = size  # -1 once closed, so that one comparison guards both range and life
         self._set_can(can)
