@@ -109,8 +109,12 @@ class Allow(Gate):
 
 
 def _check_name(name: str, base: str) -> None:
-    if not name or len(os.fsencode(name)) > _LONGEST or any(ord(char) < 32 for char in name):
-        raise GateError(f"the image names {name[:80]!r}, which is no file name", path=base)
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        length = 0
+    if not 0 < length <= _LONGEST or any(ord(char) < 32 for char in name):
+        raise GateError(f"the image names {name[:80]!r}, which is no file name here", path=base)
     if _SCHEME.match(name) and not _is_drive(name):
         raise GateError(f"the image names {name!r}; addresses inside an image are not followed", path=base)
 

@@ -22,6 +22,7 @@ from vmdkit.vmdk.extent_file import Doubt
 
 LARGEST = MIB  # bytes of text; qemu and 7-Zip read no more either (format spec 1.2)
 NO_CID = 0xFFFFFFFF
+_MOST_DOUBTS = 100  # about one text; a hostile one can give rise to a hundred thousand
 _MOST_EXTENTS = 65536  # lines; a 64 TiB disk in 2 GiB pieces has 32768
 _LARGEST = 1 << 62  # bytes of a disk; no file is larger
 
@@ -71,6 +72,7 @@ class Descriptor:
     doubts: list[Doubt] = field(default_factory=list)
     encoding: str = "utf-8"
     raw_names: dict[str, bytes] = field(default_factory=dict)
+    repeated: int = 0  # keys that stand twice, with another value
     raw: bytes = b""
     at: int = 0
 
@@ -136,6 +138,8 @@ def parse(data: bytes | bytearray, path: str, *, at: int = 0) -> Descriptor:
         line = raw.decode(result.encoding, "surrogateescape" if result.encoding == "utf-8" else "replace").strip()
         if line and not line.startswith("#"):
             _take_line(result, line, raw, number)
+    if result.repeated > _MOST_DOUBTS:
+        result.doubts.append(Doubt(f"{result.repeated - _MOST_DOUBTS} more keys stand twice", path))
     end = 0
     for extent in result.extents:
         end += extent.length
@@ -192,7 +196,10 @@ def _take_line(result: Descriptor, line: str, raw: bytes, number: int) -> None:
     if key.startswith("ddb."):
         table, key = result.ddb, key.removeprefix("ddb.")
     if key in table:
-        if table[key] != value:
+        if table[key] == value:
+            return
+        result.repeated += 1
+        if result.repeated <= _MOST_DOUBTS:
             result.doubts.append(Doubt(f"{match[1]} stands twice (line {number}); the first is used", result.path))
         return
     table[key] = value
