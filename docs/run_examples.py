@@ -14,7 +14,9 @@ vm.vmdk and its snapshot vm-000001.vmdk.
 
 from __future__ import annotations
 
+import contextlib
 import doctest
+import io
 import os
 import re
 import subprocess
@@ -55,7 +57,8 @@ def run_python(code: str, where: str, names: dict[str, object]) -> None:
         if runner.failures:
             raise SystemExit(1)
     else:
-        exec(compile(code, where, "exec"), names)
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(code, where, "exec"), names)
 
 
 def run_console(text: str, where: str) -> None:
