@@ -11,12 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmdkit import opener
+from vmdkit.gate import Allow, SameDir
 from vmdkit.storage.directory import LocalFiles
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from vmdkit.gate import Gate
+    from vmdkit.vmdk.commit import Committed
     from vmdkit.vmdk.disk import VmdkDisk
     from vmdkit.vmdk.files import Files
 
@@ -38,6 +41,12 @@ class Workshop(LocalFiles):
         )
         assert isinstance(disk, VmdkDisk)  # noqa: S101  # a path is opened as nothing else
         return disk
+
+    def gate(self) -> Gate:
+        """Allow what lies beside an image, and below the allowed paths."""
+        if self.allow_paths:
+            return Allow(self.open_file, self.allow_paths, devices=True)
+        return SameDir(self.open_file)
 
 
 def create(
@@ -70,3 +79,58 @@ def create(
         return
     with files.open_disk(paths.fspath(parent)) as base:
         make(files, name, base.size if size is None else size, recipe, parent=base, overwrite=overwrite)
+
+
+def snapshot(
+    disk: str | os.PathLike[str],
+    child: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    files: Files | None = None,
+    **options: Any,
+) -> str:
+    """Make a child of ``disk`` that gets all writes from now on; return its path.
+
+    Default name: ``x-000001.vmdk`` and so on; default subformat: the disk's family (format spec 1.4). ``options``
+    are those of ``Recipe``. Raises UsageError for a disk that was not closed cleanly, and what ``create`` raises.
+    """
+    import os as paths
+    from dataclasses import replace
+
+    from vmdkit.vmdk import snapshot as snapshots
+    from vmdkit.vmdk.create import Recipe
+
+    files = Workshop() if files is None else files
+    base = paths.fspath(disk)
+    path = snapshots.next_name(files, base) if child is None else paths.fspath(child)
+    with files.open_disk(base) as opened:
+        recipe = Recipe(**options)
+        if "subformat" not in options:
+            recipe = replace(recipe, subformat=snapshots.family(opened))
+        snapshots.snapshot(files, opened, path, recipe, overwrite=overwrite)
+    return path
+
+
+def commit(
+    child: str | os.PathLike[str],
+    *,
+    keep: bool = False,
+    delete: bool = False,
+    force: bool = False,
+    progress: Callable[[int], None] | None = None,
+    files: Files | None = None,
+) -> Committed:
+    """Merge ``child`` into its parent; then the child is emptied, or with ``keep`` left alone, or with ``delete`` gone.
+
+    ``force`` commits though other disks were made from the parent. ``progress`` gets numbers of merged bytes.
+    Raises UsageError, ChainError, UnsupportedError, OSError; the chain reads as before then, and the commit may be
+    repeated, as it may after a power cut.
+    """
+    import os as paths
+
+    from vmdkit.vmdk import commit as commits
+
+    options = commits.CommitOptions(keep=keep, delete=delete, force=force)
+    return commits.commit(
+        Workshop() if files is None else files, paths.fspath(child), options, progress or (lambda _: None)
+    )

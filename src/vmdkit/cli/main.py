@@ -27,6 +27,8 @@ VERBS = {
     "info": ("vmdkit.cli.info", "say what a disk is: format, size, extents, chain, doubts"),
     "map": ("vmdkit.cli.map", "say where the bytes of a disk are: table, JSON or HTML"),
     "create": ("vmdkit.cli.create", "make a new disk, or a child"),
+    "snapshot": ("vmdkit.cli.snapshot", "make a child that gets all writes from now on"),
+    "commit": ("vmdkit.cli.commit", "merge a child into its parent"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
+    from vmdkit.gate import Gate
     from vmdkit.vmdk.disk import VmdkDisk
 
 
@@ -58,4 +59,8 @@ class Files(Protocol):
         self, path: str, *, writable: bool = False, single_link: bool = False, ignore_cid: bool = False
     ) -> VmdkDisk:
         """Open the disk that ``path`` holds, locked as any reader or writer locks it; see ``vmdkit.open``."""
+        ...
+
+    def gate(self) -> Gate:
+        """Return the policy for names that are found in descriptors."""
         ...
