@@ -7,8 +7,8 @@
     header │ descriptor │ RGD │ RGTs ... │ GD │ GTs ... │ padding │ grain │ grain │ ...
                                                         overhead ▲
 
-There are two copies of all tables. **The primary directory is followed** (as VMware, qemu and 7-Zip do; libvmdk
-follows the redundant one), the caller may choose the other, and ``examine`` reports where they differ.
+There are two copies of all tables. **The primary directory is followed** (as qemu, 7-Zip and, measured, libvmdk do),
+the caller may choose the other, and ``examine`` reports where they differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmdkit.units import GIB, MIB, SECTOR
 from vmdkit.vmdk import structs
 from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
-from vmdkit.vmdk.repair import differing_tables, reconcile
+from vmdkit.vmdk.repair import Side, differing_tables, one_sided_tables, reconcile
 from vmdkit.vmdk.structs import HostedHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
@@ -186,7 +186,7 @@ class HostedExtent(TableExtent):
                 f"(version {header.version}, flags {header.flags:#x})",
                 path=self.path,
             )
-        copies = [_copy(self.tables, header.gd_offset)]
+        copies: list[Copy] = []
         if self._other is not None:
             other = read_tables(storage, header, self._other)
             differing = differing_tables(self.tables, other)
@@ -195,11 +195,16 @@ class HostedExtent(TableExtent):
                     f"the two copies of {len(differing)} grain tables differ; check and repair it before writing",
                     structure="grain table", path=self.path,
                 )  # fmt: skip
+            if header.unclean_shutdown:
+                differing = sorted({*differing, *one_sided_tables(self.tables, other)})
             if differing:
-                reconcile(storage, self.tables, other, differing)
+                sides = Side(self.tables, header.gd_offset), Side(other, self._other)
+                reconcile(storage, *sides, differing, header.grain_size)
                 _log.warning("%s: made the copies of %d grain tables equal after a crash", self.path, len(differing))
                 self.tables = read_tables(storage, header, header.gd_offset)
-            copies.insert(0, _copy(other, self._other))
+                other = read_tables(storage, header, self._other)
+            copies.append(_copy(other, self._other))
+        copies.append(_copy(self.tables, header.gd_offset))
         zero_code = structs.ZERO if header.flags & structs.FLAG_ZERO_GRAINS else None
         self.writer = TableWriter(self, copies, session, zero_code=zero_code)
 

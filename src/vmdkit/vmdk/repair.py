@@ -9,6 +9,7 @@ moment after the last flush, so either may be kept; an entry that has a grain is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.tables import GrainTables
 
 _AT_ONCE = 128  # tables compared together
+_WIDTH = 4  # bytes of a pointer
 
 
 def present_tables(*copies: GrainTables) -> Codes:
@@ -44,32 +46,58 @@ def differing_tables(primary: GrainTables, redundant: GrainTables) -> list[int]:
     return found
 
 
-def reconcile(storage: Device, primary: GrainTables, redundant: GrainTables, numbers: list[int]) -> None:
-    """Make both copies of the given tables equal, durably; raises CorruptError where that is no safe choice."""
+def one_sided_tables(primary: GrainTables, redundant: GrainTables) -> list[int]:
+    """Return the numbers of tables that only one directory points at, as a crash leaves them where they are made."""
+    return np.flatnonzero((primary.directory == UNALLOCATED) != (redundant.directory == UNALLOCATED)).tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One copy of the tables, and where its directory is."""
+
+    tables: GrainTables
+    directory: int
+
+
+def reconcile(storage: Device, primary: Side, redundant: Side, numbers: list[int], grain: int) -> None:
+    """Make both copies of the given tables equal, durably; raises CorruptError where that is no safe choice.
+
+    A table that one copy lacks is made at the end of the file, and pointed at once it is durable. A second crash
+    leaves nothing that this would not mend in the same way.
+    """
     merged: dict[int, Codes] = {}
     for number in numbers:
-        one, two = primary.bulk(number, number + 1), redundant.bulk(number, number + 1)
+        one, two = (side.tables.bulk(number, number + 1) for side in (primary, redundant))
         chosen = np.where(one == UNALLOCATED, two, one)
-        if (chosen == CORRUPT).any() or min(primary.directory[number], redundant.directory[number]) < 0:
+        if (chosen == CORRUPT).any() or CORRUPT in (side.tables.directory[number] for side in (primary, redundant)):
             raise CorruptError(
                 f"the two copies of grain table {number} differ, and neither is whole",
                 structure="grain table", path=storage.name,
             )  # fmt: skip
         merged[number] = chosen
-    _refuse_shared(storage, primary, merged)
-    for copy in (redundant, primary):
+    _refuse_shared(storage, primary.tables, merged)
+    pointers: list[tuple[int, int]] = []  # where a directory entry is, and what it is to say
+    for side in (redundant, primary):
         for number, chosen in merged.items():
-            storage.pwrite(encode_sectors(chosen), int(copy.directory[number]))
+            place = int(side.tables.directory[number])
+            if place < 0:
+                place = -(-storage.size // grain) * grain
+                storage.resize(place + side.tables.raw_size)
+                pointers.append((side.directory + number * _WIDTH, place))
+            storage.pwrite(encode_sectors(chosen), place)
     storage.flush()
+    for entry, place in pointers:
+        storage.pwrite(encode_sectors(np.array([place])), entry)
+    if pointers:
+        storage.flush()
 
 
 def _refuse_shared(storage: Device, primary: GrainTables, merged: dict[int, Codes]) -> None:
     """Raise where a grain would belong to two entries after merging."""
     seen: list[Codes] = []
-    for number in present_tables(primary).tolist():
+    for number in {*present_tables(primary).tolist(), *merged}:
         codes = merged[number] if number in merged else primary.bulk(number, number + 1)
         seen.append(codes[codes >= 0])
-    seen += [codes[codes >= 0] for number, codes in merged.items() if primary.hidden[number]]
     grains = np.concatenate(seen) if seen else np.empty(0, dtype=np.int64)
     if len(np.unique(grains)) != len(grains):
         raise CorruptError("two entries of the grain tables share a grain", structure="grain table", path=storage.name)
