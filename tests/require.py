@@ -19,6 +19,8 @@ _ASK: Final = {
     "7zz": ("i",),
     "vmdkinfo": ("-V",),
     "blkid": ("-V",),
+    "debugfs": ("-V",),
+    "e2fsck": ("-V",),
     "openssl": ("version",),
     "nbdsh": ("-c", "print(h.get_version())"),
 }

@@ -28,6 +28,7 @@ from vmdkit.errors import (
     UsageError,
     VmdkitError,
 )
+from vmdkit.maker import create
 from vmdkit.opener import open  # noqa: A004  # the library's verb
 
 __version__ = "0.1.0"
@@ -50,5 +51,6 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "VmdkitError",
+    "create",
     "open",
 ]

@@ -24,6 +24,7 @@ NAMES = [
     "UnsupportedError",
     "UsageError",
     "VmdkitError",
+    "create",
     "open",
 ]
 

@@ -23,7 +23,7 @@ def add_disk_options(parser: Parser) -> None:
     """Add the options that say how disks are opened."""
     group = parser.add_argument_group("opening disks")
     group.add_argument("--raw", action="store_true", help="the bytes as they are; never guessed from content")
-    group.add_argument("--salvage", action="store_true", help="read what is left of a damaged disk, with doubts listed")
+    group.add_argument("--salvage", action="store_true", help="read a stream that was cut off, as far as it goes")
     group.add_argument("--single-link", action="store_true", help="this link only: what its parents hold reads as zero")
     group.add_argument("--untrusted", action="store_true", help="single-file subformats only; no other file is opened")
     group.add_argument(

@@ -65,7 +65,7 @@ def facts_of(device: Device) -> dict[str, Any]:
     facts = getattr(device, "facts", None)
     if facts is not None:
         return dict(facts())
-    known: dict[str, Any] = {"path": device.name, "format": "raw", "size": device.size}
+    known: dict[str, Any] = {"file": device.name, "format": "raw", "size": device.size}
     fd = device.fileno()
     if fd is not None:
         known["allocated"] = os.fstat(fd).st_blocks * SECTOR  # stat(2) counts in these

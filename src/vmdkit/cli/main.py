@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command: find the verb, import only its module, turn every error into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 nonsense was asked, 128 + N ended by signal N; verbs may define more.
+Exit codes: 0 done, 1 failed, 2 the words are no command line, 128 + N ended by signal N; verbs may define more.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VERBS = {
     "create": ("vmdkit.cli.create", "make a new disk, or a child"),
     "snapshot": ("vmdkit.cli.snapshot", "make a child that gets all writes from now on"),
     "commit": ("vmdkit.cli.commit", "merge a child into its parent"),
+    "rebase": ("vmdkit.cli.rebase", "give a child another parent, or none"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),

@@ -79,11 +79,7 @@ class FileDevice(Device):
         while got < len(view):
             more = os.preadv(self._fd, (view[got:],), offset + got)
             if not more:
-                raise OSError(
-                    errno.EIO,
-                    f"the file ends at {offset + got}; it had {self._size} bytes when opened",
-                    self._name,
-                )
+                raise self._cut_off(offset + got)
             got += more
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
@@ -167,12 +163,22 @@ class FileDevice(Device):
         try:
             return os.lseek(self._fd, offset, whence)
         except OSError as error:
-            if error.errno == errno.ENXIO:
+            if error.errno == errno.ENXIO:  # no data from here on: a hole, or a file that was cut meanwhile
+                self._still_whole()
                 return self._size
             if error.errno not in _REFUSALS:
                 raise OSError(error.errno, error.strerror, self._name) from error
             self._seek_data = False
             return refused
+
+    def _still_whole(self) -> None:
+        if not self._block_device:
+            size = os.fstat(self._fd).st_size
+            if size < self._size:
+                raise self._cut_off(size)
+
+    def _cut_off(self, end: int) -> OSError:
+        return OSError(errno.EIO, f"the file ends at {end}; it had {self._size} bytes when opened", self._name)
 
     def _close(self) -> None:
         # The number goes to the next file that is opened: a reader that comes late must not find it here.

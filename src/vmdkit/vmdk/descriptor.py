@@ -152,7 +152,7 @@ def _choose_encoding(text: bytes, result: Descriptor) -> str:
     """Return the codec for the text: as it says, else UTF-8, else windows-1252, which any bytes fit."""
     match = _ENCODING.search(text)
     named = match[1].decode("ascii") if match else "utf-8"
-    for codec in (named, "utf-8"):
+    for codec in dict.fromkeys((named.lower(), "utf-8")):
         try:
             codec = _codec(codec)
             text.decode(codec)

@@ -348,8 +348,12 @@ def _open_parent(text: Descriptor, gate: Gate, options: Options, seen: tuple[Ide
         raise
     parent = open_image(file, parent_text, gate, replace(options, writable=False), seen)
     try:
+        chain.check_parent(text, parent, parent_text.cid)
+    except ChainError as error:
         if not options.ignore_cid:
-            chain.check_parent(text, parent, parent_text.cid)
+            parent.close()
+            raise
+        text.doubts.append(Doubt(f"read all the same: {error.message}", text.path))
     except BaseException:
         parent.close()
         raise

@@ -13,11 +13,11 @@ GROUND, TOP = "64k:A 64k:- 128k:B", "64k:- 64k:C 128k:-"
 def test_raw(vmdkit: Any, raw: Any) -> None:
     done = vmdkit("info", "--raw", "disk.raw")
     assert done.stdout == (
-        "path:      disk.raw\nformat:    raw\nsize:      1 MiB (1048576 bytes)\n"
+        "file:      disk.raw\nformat:    raw\nsize:      1 MiB (1048576 bytes)\n"
         "allocated: 68 KiB (69632 bytes)\nlinks:     1\n"
     )
     known = json.loads(vmdkit("info", "--raw", "--json", "disk.raw").stdout)
-    assert known == {"path": "disk.raw", "format": "raw", "size": 1 << 20, "allocated": 69632, "links": 1}
+    assert known == {"file": "disk.raw", "format": "raw", "size": 1 << 20, "allocated": 69632, "links": 1}
 
 
 def test_a_disk(vmdkit: Any, build: Any) -> None:

@@ -88,7 +88,7 @@ def test_encodings_that_hide_text_are_not_followed(says: str) -> None:
     ("says", "is_in", "doubt"),
     [
         (None, "windows-1252", "the text is not utf-8"),
-        ("UTF-8", "windows-1252", "the text is not UTF-8"),
+        ("UTF-8", "windows-1252", "the text is not utf-8"),
         ("GBK", "UTF-8", ""),  # decodes, as other characters: nothing can be noticed
         ("klingon", "UTF-8", "the encoding 'klingon' is unknown here"),
         ("base64", "UTF-8", "the encoding 'base64' is unknown here"),
