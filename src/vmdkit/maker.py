@@ -134,3 +134,25 @@ def commit(
     return commits.commit(
         Workshop() if files is None else files, paths.fspath(child), options, progress or (lambda _: None)
     )
+
+
+def rebase(
+    child: str | os.PathLike[str],
+    parent: str | os.PathLike[str] | None,
+    *,
+    unsafe: bool = False,
+    progress: Callable[[int], None] | None = None,
+    files: Files | None = None,
+) -> int:
+    """Give ``child`` another parent, or with None none, without changing what it reads; return the bytes written.
+
+    ``unsafe`` changes only the name and content ID of the parent. ``progress`` gets numbers of bytes looked at.
+    Raises ChainError, UnsupportedError, UsageError, OSError; the disk reads as before then, as after a power cut.
+    """
+    import os as paths
+
+    from vmdkit.vmdk import rebase as rebases
+
+    files = Workshop() if files is None else files
+    name = "" if parent is None else paths.fspath(parent)
+    return rebases.rebase(files, paths.fspath(child), name, unsafe=unsafe, progress=progress or (lambda _: None))

@@ -37,6 +37,19 @@ def is_embedded(disk: VmdkDisk) -> bool:
     return disk.descriptor.at > 0
 
 
+def check_room(disk: VmdkDisk, new: bytes) -> None:
+    """Raise UnsupportedError where ``new`` does not fit into the area reserved for it in the extent's file."""
+    storage = disk.extent_files[0].storage
+    if not is_embedded(disk) or storage is None:
+        return
+    area = read_header(storage).descriptor_size
+    if len(new) > area:
+        raise UnsupportedError(
+            f"the descriptor would have {len(new)} bytes, and {area} are reserved for it in this file",
+            path=disk.descriptor.path,
+        )
+
+
 def rewrite(files: Files, disk: VmdkDisk, new: bytes) -> None:
     """Make ``new`` the descriptor of a disk that is open for writing; durable on return.
 
@@ -52,6 +65,7 @@ def rewrite(files: Files, disk: VmdkDisk, new: bytes) -> None:
         storage = disk.extent_files[0].storage
         if storage is None:
             raise UnsupportedError("its descriptor is in no file", path=text.path)
+        check_room(disk, new)
         _embedded(storage, text, new)
     elif not _in_place(files, text, new):
         _replace(files, text.path, new)
@@ -105,10 +119,6 @@ def _replace(files: Files, path: str, new: bytes) -> None:
 def _embedded(storage: Device, text: Descriptor, new: bytes) -> None:
     header = read_header(storage)
     area = header.descriptor_size
-    if len(new) > area:
-        raise UnsupportedError(
-            f"the descriptor would have {len(new)} bytes, and {area} are reserved for it in this file", path=text.path
-        )
     old, new = text.raw.ljust(area, b"\0"), new.ljust(area, b"\0")
     sectors = _differing(old, new, text.at)
     if len(sectors) <= 1:

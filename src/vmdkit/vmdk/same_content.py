@@ -50,6 +50,15 @@ def quiet(disk: VmdkDisk, before: Callable[[], None] | None = None) -> tuple[Wri
     """
     storage = next(extent.storage for extent in disk.extent_files if extent.storage is not None)
     session = SameContent(disk.descriptor, storage, before)
+    unclean = is_unclean(disk)
     for extent in disk.extent_files:
         session.take(extent)
+    if unclean:  # what a power cut has left is finished now, so the flag has to go even if there is nothing to write
+        session.begin()
     return WritableDisk(disk.descriptor, disk.extent_files, session, storage, parent=disk.parent), session
+
+
+def is_unclean(disk: VmdkDisk) -> bool:
+    """Tell whether a writer of one of the extents has not finished."""
+    headers = (getattr(extent, "header", None) for extent in disk.extent_files)
+    return any(getattr(header, "unclean_shutdown", False) for header in headers)

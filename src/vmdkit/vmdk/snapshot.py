@@ -17,6 +17,7 @@ from vmdkit.errors import UnsupportedError, UsageError
 from vmdkit.units import format_size
 from vmdkit.vmdk import layout
 from vmdkit.vmdk.create import Recipe, create
+from vmdkit.vmdk.same_content import is_unclean
 
 if TYPE_CHECKING:
     from vmdkit.vmdk.disk import VmdkDisk
@@ -71,10 +72,8 @@ def snapshot(
 
 def refuse_unclean(disk: VmdkDisk) -> None:
     """Raise UsageError where a writer has not finished with one of the extents."""
-    for extent in disk.extent_files:
-        header = getattr(extent, "header", None)
-        if header is not None and getattr(header, "unclean_shutdown", False):
-            raise UsageError(
-                "it was not closed cleanly: it is in use, or its writer has crashed; check and repair it first",
-                path=extent.path,
-            )
+    if is_unclean(disk):
+        raise UsageError(
+            "it was not closed cleanly: it is in use, or its writer has crashed; check and repair it first",
+            path=disk.name,
+        )
