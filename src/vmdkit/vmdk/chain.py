@@ -53,7 +53,7 @@ def open_parent(text: Descriptor, gate: Gate) -> Device:
     if refused is not None:
         raise refused
     raise ChainError(
-        f"its parent {hint!r} is not there; put it beside this file, or read this link alone (--single-link)",
+        f"its parent {hint[:300]!r} is not there; put it beside this file, or read this link alone (--single-link)",
         path=text.path,
     )
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.structs import Codes, HostedHeader
     from vmdkit.vmdk.tables import GrainTables
 
+_OUTSIDE = "{} entries of the grain tables point outside the grains of the file; reading there fails"
 _AT_ONCE = 256  # tables examined together: 1 MiB of decoded entries
 _ADDRESSED = (1 << 32) * SECTOR  # bytes that a pointer of 32 bits can reach
 _MOST_GRAINS = (32 << 20) + 1  # places for grains: all of the largest file of 64 KiB grains; smaller ones are rare
@@ -50,6 +51,11 @@ def examine_hosted(
         if first >= last:
             break
         at = first * tables.entries
+        code, stop = tables.stretch(first)
+        if code == CORRUPT:
+            seen.count(_OUTSIDE, min(stop * tables.entries, grains) - at, at)
+            first = stop
+            continue
         codes = tables.bulk(first, last)[: grains - at]
         seen.look(codes, at)
         if other is not None:
@@ -71,11 +77,7 @@ class _Seen:
 
     def look(self, codes: Codes, first: int) -> None:
         """Take in entries from number ``first`` on."""
-        self._note(
-            "{} entries of the grain tables point outside the grains of the file; reading there fails",
-            codes == CORRUPT,
-            first,
-        )
+        self._note(_OUTSIDE, codes == CORRUPT, first)
         present = codes >= 0
         self._note("{} grains do not begin at a multiple of the grain", present & (codes % self._grain != 0), first)
         self._note(
@@ -108,8 +110,12 @@ class _Seen:
     def _note(self, what: str, wrong: np.ndarray[tuple[int], np.dtype[np.bool_]], first: int) -> None:
         count = int(np.count_nonzero(wrong))
         if count:
-            self._counts[what] = self._counts.get(what, 0) + count
-            self._firsts.setdefault(what, (first + int(np.argmax(wrong))) * self._grain)
+            self.count(what, count, first + int(np.argmax(wrong)))
+
+    def count(self, what: str, count: int, first: int) -> None:
+        """Take in ``count`` entries of one kind, the first of them entry number ``first``."""
+        self._counts[what] = self._counts.get(what, 0) + count
+        self._firsts.setdefault(what, first * self._grain)
 
     def doubts(self) -> Iterator[Doubt]:
         """Yield one doubt for each kind of thing seen."""

@@ -23,7 +23,7 @@ from vmdkit.vmdk.extent_file import Doubt
 LARGEST = MIB  # bytes of text; qemu and 7-Zip read no more either (format spec 1.2)
 NO_CID = 0xFFFFFFFF
 _MOST_DOUBTS = 100  # about one text; a hostile one can give rise to a hundred thousand
-_MOST_EXTENTS = 65536  # lines; a 64 TiB disk in 2 GiB pieces has 32768
+_MOST_EXTENTS = 32768  # lines: a 64 TiB disk in 2 GiB pieces
 _LARGEST = 1 << 62  # bytes of a disk; no file is larger
 
 _EXTENT = re.compile(
@@ -117,7 +117,7 @@ class Descriptor:
         if text is None:
             return default
         if not re.fullmatch(r"(0x)?[0-9a-fA-F]{1,8}", text):
-            raise DescriptorError(f"{key} is {text!r}; eight hexadecimal digits expected", path=self.path)
+            raise DescriptorError(f"{key} is {text[:40]!r}; eight hexadecimal digits expected", path=self.path)
         return int(text, 16)
 
 

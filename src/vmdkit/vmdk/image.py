@@ -166,7 +166,7 @@ def _writable(
     try:
         if text.ddb.get("iofilters"):
             raise UnsupportedError(
-                f"I/O filters ({text.ddb['iofilters']}) would not see what is written", path=text.path
+                f"I/O filters ({text.ddb['iofilters'][:100]}) would not see what is written", path=text.path
             )
         for extent in extents:
             if isinstance(extent, MissingTail) or (extent.doubts and extent.is_plain):
@@ -219,7 +219,7 @@ class _Files:
             except FileNotFoundError:
                 continue
         raise DescriptorError(
-            f"the extent file {name!r} is not there; a disk needs all its files side by side",
+            f"the extent file {name[:300]!r} is not there; a disk needs all its files side by side",
             path=self.text.path,
             line=line.line,
         )
@@ -237,7 +237,7 @@ def _refuse(text: Descriptor, options: Options) -> None:
         raise UnsupportedError(subformats.ENCRYPTED_REFUSAL, path=text.path)
     row = subformats.SUBFORMATS.get(text.create_type.lower())
     if row is None:
-        text.doubts.append(Doubt(f"createType {text.create_type!r} is unknown; read by its extents", text.path))
+        text.doubts.append(Doubt(f"createType {text.create_type[:40]!r} is unknown; read by its extents", text.path))
     elif row.refusal:
         raise UnsupportedError(f"{text.create_type}: {row.refusal}", path=text.path)
     if not text.extents:
@@ -246,7 +246,7 @@ def _refuse(text: Descriptor, options: Options) -> None:
         text.doubts.append(Doubt("CID and parentCID are equal", text.path))
     if options.untrusted and (text.create_type.lower() not in _SINGLE_FILE or len(text.extents) != 1):
         raise UnsupportedError(
-            f"{text.create_type or 'this'} is more than one file; of an untrusted image only monolithicSparse and "
+            f"{text.create_type[:40] or 'this'} is more than one file; of an untrusted image only monolithicSparse and "
             "streamOptimized are opened",
             path=text.path,
         )
@@ -257,7 +257,7 @@ def _open_line(index: int, line: ExtentLine, files: _Files, options: Options) ->
     path = files.text.path
     row = subformats.EXTENT_TYPES.get(line.type)
     if row is None:
-        raise UnsupportedError(f"extent type {line.type!r} is unknown (descriptor line {line.line})", path=path)
+        raise UnsupportedError(f"extent type {line.type[:40]!r} is unknown (descriptor line {line.line})", path=path)
     if row.refusal or (line.name or "").lower().startswith("vsan:"):
         raise UnsupportedError(f"{line.type}: {row.refusal or subformats.VSAN_REFUSAL}", path=path)
     if not line.length:
@@ -318,12 +318,12 @@ def _lacks_parent_cid(text: Descriptor, options: Options) -> bool:
         return False
     if "parentcid" in text.header:
         text.doubts.append(
-            Doubt(f"parentFileNameHint {text.parent_hint!r} is not followed: parentCID says none", text.path)
+            Doubt(f"parentFileNameHint {text.parent_hint[:100]!r} is not followed: parentCID says none", text.path)
         )
         return False
     if not options.ignore_cid and not options.single_link:
         raise ChainError(
-            f"it names its parent {text.parent_hint!r}, but has no parentCID to know it by "
+            f"it names its parent {text.parent_hint[:100]!r}, but has no parentCID to know it by "
             "(--ignore-cid if you know better)",
             path=text.path,
         )

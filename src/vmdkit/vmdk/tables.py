@@ -43,7 +43,10 @@ Table = memoryview  # of int64
 
 
 class GrainTables:
-    """The decoded tables of one file. ``directory`` holds byte addresses; ``decode`` turns raw tables into codes."""
+    """The decoded tables of one file.
+
+    ``directory`` holds byte addresses, and is taken over; ``decode`` turns raw tables into codes.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,8 @@ class GrainTables:
         self.entries = entries
         self.raw_size = entries * width
         self._most = max(1, _CACHE_BYTES // (entries * _CODE))
-        directory = directory.copy()
-        directory[(directory >= 0) & (directory + self.raw_size > storage.size)] = CORRUPT
+        directory[(directory >= 0) & (directory > storage.size - self.raw_size)] = CORRUPT
+        directory[_overlapping(directory, self.raw_size)] = CORRUPT
         self.hidden = in_holes(storage, directory, self.raw_size)
         if not storage.writable:  # of a file that changes, holes are known for this moment only
             directory[self.hidden] = UNALLOCATED
@@ -134,6 +137,22 @@ class GrainTables:
             number += step
         return len(self.directory)
 
+    def stretch(self, number: int) -> tuple[int, int]:
+        """Return the code that all entries of table ``number`` have, and the first table that has another one.
+
+        A table that has to be looked into has no such code: then the answer is its address and the next table.
+        """
+        code: int = self._addresses[number]
+        if code >= 0:
+            return code, number + 1
+        step = 4096
+        while number < len(self.directory):
+            found = np.flatnonzero(self.directory[number : number + step] != code)
+            if len(found):
+                return code, number + int(found[0])
+            number += step
+        return code, len(self.directory)
+
     def bulk(self, first: int, last: int) -> Codes:
         """Return the codes of tables ``first`` to ``last`` (exclusive) in one array, read in as few calls as may be."""
         parts: list[Codes] = []
@@ -145,11 +164,13 @@ class GrainTables:
                 at += 1
                 continue
             address: int = self._addresses[at]
-            if address < 0:
-                parts.append(np.full(self.entries, address, dtype=np.int64))
-                at += 1
-                continue
             stop = at + 1
+            if address < 0:
+                while stop < last and self._addresses[stop] == address and stop not in self._pinned:
+                    stop += 1
+                parts.append(np.full((stop - at) * self.entries, address, dtype=np.int64))
+                at = stop
+                continue
             while stop < last and self._addresses[stop] == address + (stop - at) * self.raw_size:
                 if stop in self._pinned:
                     break
@@ -245,10 +266,10 @@ class TableExtent(ExtentFile):
                 yield run
                 offset += run.length
                 continue
-            present = self.tables.next_present(number)
-            if present > number:
-                stop = min(present * self._coverage, end)
-                yield Run(stop - offset, RunKind.PARENT)
+            code, following = self.tables.stretch(number)
+            if code < 0:
+                stop = min(following * self._coverage, end)
+                yield Run(stop - offset, _KINDS[code])
                 offset = stop
                 continue
             last = min(number + many, len(self.tables), -(-end // self._coverage))
@@ -308,6 +329,18 @@ class TableExtent(ExtentFile):
             path=self.path,
             offset=address + entry * self.tables.raw_size // self.tables.entries,
         )
+
+
+def _overlapping(directory: Codes, raw_size: int) -> Codes:
+    """Return the numbers of tables that share bytes with another one: at most one of them can be right."""
+    present = np.flatnonzero(directory >= 0)
+    addresses = directory[present]
+    if np.all(addresses[1:] - addresses[:-1] >= raw_size):
+        return present[:0]  # in order, as almost always
+    order = np.argsort(addresses, kind="stable")
+    ascending = addresses[order]
+    close = np.flatnonzero(ascending[1:] - ascending[:-1] < raw_size)
+    return present[order[np.union1d(close, close + 1)]]
 
 
 def in_holes(storage: Device, directory: Codes, raw_size: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

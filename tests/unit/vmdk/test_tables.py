@@ -361,3 +361,15 @@ def test_found_grains_and_nothing_else(found: dict[int, int]) -> None:
 def test_no_two_tables_share_bytes(directory: list[int], codes: list[int]) -> None:
     """They would show the same grains twice, and make a small file cost what it likes."""
     assert tables_of(directory, 1024).directory.tolist() == codes
+
+
+def test_stretches_of_tables_without_entries() -> None:
+    tables = tables_of([UNALLOCATED] * 5000 + [CORRUPT] * 5000 + [0] + [UNALLOCATED], 64)
+    assert [tables.stretch(at) for at in (0, 4999, 5000, 9999, 10000, 10001)] == [
+        (UNALLOCATED, 5000),
+        (UNALLOCATED, 5000),
+        (CORRUPT, 10000),
+        (CORRUPT, 10000),
+        (0, 10001),
+        (UNALLOCATED, 10002),
+    ]
