@@ -68,7 +68,6 @@ class Commands:
         self._owner = owner
         self._rest: tuple[Request, int] | None = None  # a read that waits for the socket, and where it stands
         self._ask_seconds = 0.0  # moving average
-        self._probe = memoryview(bytearray(1))
         self.jobs = 0
         self.gone = False  # the client left; nobody wants results
         self._in_flight = 0
@@ -90,6 +89,13 @@ class Commands:
     def execute(self, request: Request, data: bytes) -> None:
         """Carry out a request that was found good; ``data`` is what came with it, for BLOCK_STATUS only."""
         _HANDLERS[request.command](self, request, data)
+
+    def send(self, replies: memoryview, piece: tuple[int, int, int] | None) -> None:
+        """Send finished replies, whose memory may be used again at once, and the piece of a file behind them."""
+        if replies:
+            self._sender.send(replies, more=piece is not None)
+        if piece is not None:
+            self._sender.send_file(*piece)
 
     def advance(self) -> None:
         """Go on with a read that waited for the socket."""
@@ -209,12 +215,10 @@ class Commands:
         return True
 
     def _warm(self, fd: int, at: int, count: int) -> bool:
-        """Tell whether both ends of a piece of a file are in the page cache; sendfile would wait for the disk."""
+        """Tell whether the end of a piece of a file is in the page cache; sendfile would wait for the disk."""
         nowait = self._regions.nowait
-        if not nowait:
-            return True
         try:
-            return os.preadv(fd, (self._probe,), at, nowait) == os.preadv(fd, (self._probe,), at + count - 1, nowait)
+            return not nowait or os.preadv(fd, (self._regions.probe,), at + count - 1, nowait) == 1
         except OSError as error:
             return self._learn(error)
 

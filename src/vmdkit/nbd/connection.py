@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmdkit.errors import RemoteProtocolError
 from vmdkit.nbd.commands import Commands
+from vmdkit.nbd.fastpath import Lane
 from vmdkit.nbd.negotiation import Negotiation, State
 from vmdkit.nbd.sender import Outbox, Sender
 from vmdkit.nbd.serving import Serving
@@ -71,7 +72,17 @@ class Connection:
 
     def event(self, mask: int) -> None:
         """Handle what poll reported."""
-        self._guarded(lambda: self._event(mask))
+        try:
+            # The common case by the shortest way: requests for a client that nothing holds up.
+            serving = self._serving
+            if serving is not None and mask == _READ == self.interest:
+                if serving.readable(self._transport, alone=self._loop.alone):
+                    return
+            else:
+                self._event(mask)
+            self._settle()
+        except Exception as error:
+            self._failed(error)
 
     def finished(self, deliver: Callable[[], None]) -> None:
         """Take the result of a pool job, then go on with what was held back."""
@@ -98,12 +109,16 @@ class Connection:
         try:
             action()
             self._settle()
-        except RemoteProtocolError as error:
-            self.close(f"broke the protocol: {error}")
-        except OSError as error:  # the peer went away, or TLS failed
-            self.close(f"connection lost: {error}" if not self.negotiated else "")
         except Exception as error:
-            _log.exception("client %s: this is a bug in the server, please report it: %r", self.peer, error)
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, RemoteProtocolError):
+            self.close(f"broke the protocol: {error}")
+        elif isinstance(error, OSError):  # the peer went away, or TLS failed
+            self.close(f"connection lost: {error}" if not self.negotiated else "")
+        else:
+            _log.error("client %s: this is a bug in the server, please report it: %r", self.peer, error, exc_info=error)
             self.close()
 
     def _greet(self) -> None:
@@ -196,7 +211,10 @@ class Connection:
         outbox = Outbox(loop.outbox, self._sender)
         commands = Commands(session, regions, self._sender, outbox, loop.pool, loop.buffers, self)
         spin = loop.config.spin if self._transport.direct else 0
-        self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, spin)
+        lane = None
+        if self._transport is self._plain:
+            lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox)
+        self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, spin, lane)
         loop.served(self)
         self._serving.begin(self._negotiation.leftover())
         if self._transport.waiting() and self._wants_read():

@@ -127,6 +127,8 @@ EXTENDED_CHUNK: Final = struct.Struct(">IHHQQQ")  # magic, flags, type, cookie, 
 # A chunk's header and the start of its payload in one, for the replies that are sent most.
 DATA_CHUNK: Final = struct.Struct(">IHHQIQ")  # CHUNK, offset; the data follows
 EXTENDED_DATA_CHUNK: Final = struct.Struct(">IHHQQQQ")
+STATUS_HEAD: Final = struct.Struct(">IHHQII")  # CHUNK, context
+STATUS_PAIR: Final = struct.Struct(">II")  # length, flags
 HOLE_CHUNK: Final = struct.Struct(">IHHQIQI")  # CHUNK, offset, length of hole
 EXTENDED_HOLE_CHUNK: Final = struct.Struct(">IHHQQQQI")
 

@@ -56,7 +56,8 @@ class Regions:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._constant = not device.writable
+        self.constant = not device.writable  # whether answers stay true
+        self.probe = memoryview(bytearray(1))  # where a look at one byte goes
         self._fds: dict[int, tuple[Device, int]] = {}  # id -> (storage kept alive, duplicate)
         self._status: dict[tuple[str, int], StatusRegion] = {}
         self.known: dict[int, Region] = {}  # the fast path looks here first
@@ -88,9 +89,9 @@ class Regions:
             fd = self._descriptor(location.storage)
             if fd is not None:
                 return end, DATA, fd, location.at - location.offset
-        elif self._constant and location.kind in (Kind.HOLE, Kind.ZERO):
+        elif self.constant and location.kind in (Kind.HOLE, Kind.ZERO):
             return end, ZERO, -1, 0
-        return end, ASK if self._constant and location.kind is Kind.COMPRESSED else UNKNOWN, -1, 0
+        return end, ASK if self.constant and location.kind is Kind.COMPRESSED else UNKNOWN, -1, 0
 
     def _descriptor(self, storage: Device) -> int | None:
         known = self._fds.get(id(storage))
@@ -121,7 +122,7 @@ class Regions:
 
         Small questions to a device that cannot change are answered from memory; others go to the device.
         """
-        if not self._constant or count > MOST_STATUS:
+        if not self.constant or count > MOST_STATUS:
             return take_status(self._device, context, offset, count, most)
         found: list[tuple[int, int]] = []
         end = offset + count

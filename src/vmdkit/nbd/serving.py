@@ -15,9 +15,9 @@ grains stay whole. The protocol does not promise that a write is atomic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from vmdkit.nbd.fastpath import serve_reads
+from vmdkit.nbd.fastpath import BURST, Lane, serve_reads, serve_turn
 from vmdkit.nbd.protocol import Command
 from vmdkit.nbd.transmission import failure, parse, refuse, request_header
 from vmdkit.units import MIB
@@ -31,15 +31,13 @@ if TYPE_CHECKING:
     from vmdkit.nbd.transmission import Request
     from vmdkit.nbd.transport import Transport
 
-_BURST: Final = 64  # batches served before other clients get their turn
-
 
 class Serving:
     """One client after its handshake."""
 
     def __init__(
         self, session: Session, regions: Regions, commands: Commands, outbox: Outbox, inbox: memoryview,
-        buffers: Buffers, spin: int,
+        buffers: Buffers, spin: int, lane: Lane | None,
     ) -> None:  # fmt: skip
         self._session = session
         self._size = session.export.device.size
@@ -51,6 +49,7 @@ class Serving:
         self._inbox = inbox
         self._buffers = buffers
         self._spin = spin
+        self._lane = lane  # None for TLS
         self._tail = b""
         self._skip = 0  # bytes of a refused payload still to come
         self._writing: _Writing | None = None
@@ -72,17 +71,40 @@ class Serving:
         if self._tail and self.wants_read:
             count = len(self._tail)
             self._inbox[:count] = self._tail
-            self._process(count)
+            self._process(self._drop(count), count)
 
-    def readable(self, transport: Transport, *, alone: bool) -> None:
-        """Take what the client sent.
+    def readable(self, transport: Transport, *, alone: bool) -> bool:
+        """Take what the client sent; true where that changed nothing that the connection has to look at.
 
-        After a single request the next usually comes at once: with ``alone`` the socket is tried a few times
-        before the loop sleeps, since waking up takes longer than serving (nbd spec, section 2).
+        ``alone``: no other client of this loop waits, so spinning for the next request is allowed.
         """
+        lane = self._lane
+        if lane is None or self._tail or self._writing is not None or self._skip:
+            self._take(transport, alone=alone)
+            return False
+        at, stop, fill, sent = serve_turn(lane, self._spin if alone else 0)
+        if not stop:
+            return True
+        if stop < 0:
+            self.ended = True
+            return False
+        if at != stop and lane.piece is None and not sent:
+            self._outbox.fill = fill  # the long way adds to it
+        else:
+            piece, lane.piece = lane.piece, None
+            self.commands.send(lane.out[sent:fill], piece)
+        if at != stop:
+            if self.commands.held:
+                self._tail = bytes(lane.inbox[at:stop])
+            elif self._process(at, stop) and alone:
+                self._take(transport, alone=alone)  # and spin, as after reads
+        return False
+
+    def _take(self, transport: Transport, *, alone: bool) -> None:
+        """Receive and serve, step by step."""
         inbox, recv = self._inbox, transport.recv_into
-        tries = 0
-        for _ in range(_BURST):
+        tries = self._spin if alone else 0
+        for _ in range(BURST):
             if self._writing is not None:
                 if not self._receive(self._writing, transport):
                     return
@@ -99,24 +121,22 @@ class Serving:
             if not got:
                 self.ended = got is not None
                 return
-            single = self._process(have + got)
+            single = self._process(self._drop(have + got), have + got)
             if not self.wants_read:
                 return
             tries = self._spin if single and alone else 0
             if not tries and have + got < len(inbox) and not transport.waiting():
                 return
 
-    def _process(self, stop: int) -> bool:
-        """Serve what stands complete in ``inbox[:stop]``; keep the rest. Returns whether it was one request."""
+    def _process(self, at: int, stop: int) -> bool:
+        """Serve what stands complete in ``inbox[at:stop]``; keep the rest. Returns whether it was one request."""
         inbox, outbox, header = self._inbox, self._outbox, self._header
-        at = self._drop(stop)
-        first = at
         served = 0
         while True:
             before = at
             at, outbox.fill = serve_reads(
                 self._mode, self._size, self._regions, inbox, at, stop, outbox.view, outbox.fill
-            )  # fmt: skip
+            )
             served += (at - before) // header
             if stop - at < header:
                 break
@@ -129,7 +149,7 @@ class Serving:
                 break
         self._tail = bytes(inbox[at:stop]) if at < stop and not self.ended else b""
         outbox.flush()
-        return served == 1 and at == stop and at > first
+        return served == 1 and at == stop
 
     def _drop(self, stop: int) -> int:
         """Pass over what remains of a refused payload."""
