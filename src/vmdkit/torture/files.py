@@ -12,6 +12,7 @@ from vmdkit.device import HOLE_ZERO, BlockSize, Can, Device
 from vmdkit.errors import GateError
 from vmdkit.filters.record_writes import RecordWrites
 from vmdkit.gate import Gate
+from vmdkit.units import SECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -117,7 +118,7 @@ class FailAt:
 
 
 class Faulty(Device):
-    """A device whose changes fail when told to: a write after its first half, a barrier for good.
+    """A device whose changes fail when told to: a write after about half of its sectors, a barrier for good.
 
     After a failed barrier nothing that was written before is known to be on the disk, whatever a later barrier says;
     so none reaches the recording any more.
@@ -141,7 +142,8 @@ class Faulty(Device):
     def _pwrite(self, view: memoryview, offset: int) -> None:
         error = self._fault("write")
         if error is not None:
-            self._inner.pwrite(view[: len(view) // 2], offset)
+            middle = (offset + len(view) // 2) // SECTOR * SECTOR
+            self._inner.pwrite(view[: max(0, middle - offset)], offset)
             raise error
         self._inner.pwrite(view, offset)
 
