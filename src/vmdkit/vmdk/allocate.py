@@ -306,11 +306,14 @@ class TableWriter:
 
     def _make_table(self, number: int) -> None:
         size = -(-self._tables.raw_size // SECTOR) * SECTOR
+        end = -(-(self._next + size * len(self._copies)) // self._grain) * self._grain
+        if end > _HIGHEST:
+            raise VmdkitError("the extent file has reached the 2 TiB that pointers can say", path=self._extent.path)
+        self._storage.resize(end)  # may fail; nothing points at the table before it has its place
         for copy in self._copies:
             copy.addresses[number] = self._next
             self._next += size
-        self._next = -(-self._next // self._grain) * self._grain
-        self._storage.resize(self._next)
+        self._next = end
         self._tables.add(number, self._copies[-1].addresses[number])
         self._pending.tables.add(number)
         self._pending.sectors.setdefault(number, set())
