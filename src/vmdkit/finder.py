@@ -66,6 +66,39 @@ def find(path: str, *, untrusted: bool = False, writable: bool = False) -> tuple
     )
 
 
+def find_file(path: str) -> Device:
+    """Return the file that holds the descriptor of ``path``, opened, whatever state it is in; for those who check.
+
+    Of an extent without a descriptor it is the extent. Raises FormatError for a file that is named like raw bytes
+    and that no descriptor names, OSError, GateError.
+    """
+    named_so = _EXTENT_NAME.fullmatch(os.path.basename(path))
+    beside = _descriptor_beside(path, writable=False) if named_so else None
+    if beside is None and _RAW_NAME.fullmatch(os.path.basename(path)):
+        open_file(path).close()
+        raise FormatError("no descriptor beside it names this file, and it is named like one of raw bytes", path=path)
+    if beside is not None:
+        return beside[0]
+    storage = open_file(path)
+    try:
+        extent = classify(storage) in (FileKind.HOSTED, FileKind.COWD, FileKind.SESPARSE) and not _holds_text(storage)
+        beside = _descriptor_beside(path, writable=False) if extent else None
+    except BaseException:
+        storage.close()
+        raise
+    if beside is None:
+        return storage
+    storage.close()
+    return beside[0]
+
+
+def _holds_text(storage: Device) -> bool:
+    try:
+        return read_descriptor(storage) is not None
+    except VmdkitError:
+        return True
+
+
 def _own_descriptor(path: str, *, writable: bool) -> tuple[Device, Descriptor] | None:
     """Open ``path`` and read the descriptor in it; None where it is an extent without one."""
     storage = open_file(path, writable=writable)

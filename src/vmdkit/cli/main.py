@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 # verb -> (module with register(verbs), one line); a module is imported when its verb is used
 VERBS = {
     "info": ("vmdkit.cli.info", "say what a disk is: format, size, extents, chain, doubts"),
+    "check": ("vmdkit.cli.check", "say what is wrong with a disk"),
     "map": ("vmdkit.cli.map", "say where the bytes of a disk are: table, JSON or HTML"),
     "create": ("vmdkit.cli.create", "make a new disk, or a child"),
     "snapshot": ("vmdkit.cli.snapshot", "make a child that gets all writes from now on"),
     "commit": ("vmdkit.cli.commit", "merge a child into its parent"),
     "rebase": ("vmdkit.cli.rebase", "give a child another parent, or none"),
+    "resize": ("vmdkit.cli.resize", "make a disk larger or smaller"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),

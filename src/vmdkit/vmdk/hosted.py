@@ -216,4 +216,4 @@ class HostedExtent(TableExtent):
         """Compare both copies of the tables and check every pointer."""
         from vmdkit.vmdk.check import examine_hosted  # the check imports this module's readers
 
-        yield from examine_hosted(self._file, self.header, self.tables, self._other)
+        yield from examine_hosted(self._file)

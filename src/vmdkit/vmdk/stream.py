@@ -152,7 +152,7 @@ class StreamExtent(TableExtent):
 
 def _read_footer(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> HostedHeader:
     """Find the footer at the end of the file and check that it belongs to the header (users spec, A10)."""
-    at = _find_footer(storage)
+    at = find_footer(storage)
     if at is None:
         raise FormatError(
             "the stream has no footer: the file was probably cut off on its way; "
@@ -180,7 +180,7 @@ def _read_footer(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> 
     return footer
 
 
-def _find_footer(storage: Device) -> int | None:
+def find_footer(storage: Device) -> int | None:
     """Return where the footer's header is: the last sector that holds anything, with its marker before it.
 
     The end-of-stream marker and any padding are zeros. Nothing else may follow: a stored grain holds sectors of the

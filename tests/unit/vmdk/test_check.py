@@ -23,17 +23,18 @@ LAYOUT = "64k:A 64k:b 64k:- 64k:C 32M:- 64k:D"
 SHOULD = {
     "rgt-lacks-grain": "1 entries differ between the two copies",
     "gt-lacks-grain": "1 entries differ between the two copies",
-    "rgt-swapped": "2 entries differ between the two copies",
+    "rgt-swapped": "2 entries lead to different grains in the two copies",
     "rgt-garbage": "512 entries differ between the two copies",
-    "rgd-offset-beyond-eof": "the other copy of the grain tables cannot be read",
-    "gte-duplicate": "1 entries share a grain with another entry; the first concerns 0x10000",
-    "gte-beyond-eof": "1 entries of the grain tables point outside the grains of the file",
-    "gte-at-eof": "1 entries of the grain tables point outside",
-    "gte-in-header": "1 entries of the grain tables point outside",
-    "gte-1-without-flag": "1 entries of the grain tables point outside",
+    "rgd-offset-beyond-eof": "the redundant grain directory has 2 entries and cannot lie at",
+    "gte-duplicate": "1 entries share a grain with another entry: writing the one changes the other; "
+    "the first concerns 0x10000",
+    "gte-beyond-eof": "1 entries of the grain tables point behind the end of the file",
+    "gte-at-eof": "1 entries of the grain tables point behind the end",
+    "gte-in-header": "1 entries of the grain tables point into header, descriptor or tables",
+    "gte-1-without-flag": "1 entries are 1, which without the flag of zero grains is no grain",
     "gte-unaligned": "1 grains do not begin at a multiple of the grain",
-    "gde-beyond-eof": "6 entries of the grain tables point outside",
-    "gde-twice": "518 entries of the grain tables point outside",
+    "gde-beyond-eof": "1 entries of the grain directory lead outside the file",
+    "gde-twice": "share a grain with another entry",
     "last-grain-short": "1 grains are cut off by the end of the file",
     "unclean": "not closed cleanly",
 }
@@ -67,7 +68,7 @@ def test_the_places_of_grains_that_are_shared_across_tables(tmp_path: Path) -> N
     far = next(number for number in image.parts[0].entries if number >= 512)
     name, index = image.entry(0)
     image.poke_entry(far, image.peek(name, index))
-    assert f"1 entries share a grain with another entry; the first concerns {far * 65536:#x}" in doubts(image.path)
+    assert f"writing the one changes the other; the first concerns {far * 65536:#x}" in doubts(image.path)
 
 
 def test_three_entries_of_one_grain_are_two_too_many(tmp_path: Path) -> None:
@@ -75,7 +76,10 @@ def test_three_entries_of_one_grain_are_two_too_many(tmp_path: Path) -> None:
     value = image.peek(*image.entry(0))
     image.poke_entry(1, value)
     image.poke_entry(3, value)
-    assert "2 entries share a grain with another entry; the first concerns 0x10000" in doubts(image.path)
+    assert (
+        "2 entries share a grain with another entry: writing the one changes the other; the first concerns 0x10000"
+        in doubts(image.path)
+    )
 
 
 def test_entries_behind_the_end_of_the_disk_mean_nothing(tmp_path: Path) -> None:
