@@ -156,3 +156,27 @@ def rebase(
     files = Workshop() if files is None else files
     name = "" if parent is None else paths.fspath(parent)
     return rebases.rebase(files, paths.fspath(child), name, unsafe=unsafe, progress=progress or (lambda _: None))
+
+
+def resize(
+    disk: str | os.PathLike[str],
+    size: int,
+    *,
+    shrink: bool = False,
+    force: bool = False,
+    progress: Callable[[int], None] | None = None,
+    files: Files | None = None,
+) -> tuple[int, int]:
+    """Give ``disk`` a size of ``size`` bytes, rounded up to 512; return the old and the new size.
+
+    ``shrink`` allows a smaller size: what lies behind is lost. ``force`` allows what breaks children, and overwrites
+    files that are in the way. ``progress`` gets numbers of bytes that had to be moved. Raises UsageError,
+    UnsupportedError, OSError; the disk is whole then, as after a power cut, with its old size or the new one.
+    """
+    import os as paths
+
+    from vmdkit.vmdk import resize as resizes
+
+    files = Workshop() if files is None else files
+    options = resizes.ResizeOptions(shrink=shrink, force=force)
+    return resizes.resize(files, paths.fspath(disk), size, options, progress or (lambda _: None))

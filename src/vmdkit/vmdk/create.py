@@ -123,10 +123,11 @@ class Recipe:
             raise UsageError("only vmfs disks are thin or thick by name; others grow as they are written")
         if self.preallocate and (not shape.is_flat or self.thin):
             raise UsageError("only flat disks that are not thin are preallocated")
-        _check_size(size, shape)
+        check_size(size, shape)
 
 
-def _check_size(size: int, shape: Shape) -> None:
+def check_size(size: int, shape: Shape) -> None:
+    """Raise UsageError for a size (bytes) that the subformat cannot have."""
     most = {"SPARSE": layout.MOST_HOSTED, "VMFSSPARSE": layout.MOST_COWD}.get(shape.type, _LARGEST)
     if shape.piece:
         most = min(shape.piece * _MOST_PIECES, _LARGEST)
