@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmdkit.device import BlockSize, Can, Kind
+from vmdkit.device import BlockSize, Can
 from vmdkit.errors import UsageError
 from vmdkit.nbd.protocol import MAX_REQUEST, MAX_STRING, ExportFlag, Mode
 from vmdkit.units import KIB
@@ -79,41 +79,7 @@ class Export:
     def shareable(self) -> bool:
         """Tell whether several processes may serve this device at once, each with its own copy of the object.
 
-        Reading always may. Writing may where every byte has one fixed place in one file: then a flush in any
-        process covers the writes of all. A device that keeps tables in memory must have one process.
+        The device says so (Can.FORK): reading always may; of what is written only a plain file may, where every
+        byte has one fixed place. A disk with tables, or with a content ID to change, has to have one process.
         """
-        if not self.device.writable:
-            return True
-        if not self.device.can & Can.MULTI_CONN or not self.device.size:
-            return False
-        run = next(self.device.locate())
-        return run.kind is Kind.DATA and run.length == self.device.size and has_descriptor(run.storage)
-
-
-def has_descriptor(storage: Device | None) -> bool:
-    """Tell whether bytes of ``storage`` can be read with system calls."""
-    return storage is not None and storage.fileno() is not None
-
-
-class Exports:
-    """The names of a server; the empty name means the first export unless one is really called that."""
-
-    def __init__(self, exports: Sequence[Export]) -> None:
-        if not exports:
-            raise UsageError("a server needs at least one export")
-        self._by_name: dict[str, Export] = {}
-        for export in exports:
-            for text in (export.name, export.description):
-                if len(text.encode()) > MAX_STRING or "\0" in text:
-                    raise UsageError(f"{text[:80]!r} is no name for NBD: at most {MAX_STRING} bytes, none of them zero")
-            if export.name in self._by_name:
-                raise UsageError(f"two exports are called {export.name!r}; give each a name of its own (-x)")
-            self._by_name[export.name] = export
-        self._default = self._by_name.get("", exports[0])
-
-    def __iter__(self) -> Iterator[Export]:
-        return iter(self._by_name.values())
-
-    def get(self, name: str) -> Export | None:
-        """Return the export that ``name`` means, or None."""
-        return self._by_name.get(name) or (self._default if name == "" else None)
+        return bool(self.device.can & Can.FORK) or not self.device.writable
