@@ -83,3 +83,27 @@ class Export:
         byte has one fixed place. A disk with tables, or with a content ID to change, has to have one process.
         """
         return bool(self.device.can & Can.FORK) or not self.device.writable
+
+
+class Exports:
+    """The names of a server; the empty name means the first export unless one is really called that."""
+
+    def __init__(self, exports: Sequence[Export]) -> None:
+        if not exports:
+            raise UsageError("a server needs at least one export")
+        self._by_name: dict[str, Export] = {}
+        for export in exports:
+            for text in (export.name, export.description):
+                if len(text.encode()) > MAX_STRING or "\0" in text:
+                    raise UsageError(f"{text[:80]!r} is no name for NBD: at most {MAX_STRING} bytes, none of them zero")
+            if export.name in self._by_name:
+                raise UsageError(f"two exports are called {export.name!r}; give each a name of its own (-x)")
+            self._by_name[export.name] = export
+        self._default = self._by_name.get("", exports[0])
+
+    def __iter__(self) -> Iterator[Export]:
+        return iter(self._by_name.values())
+
+    def get(self, name: str) -> Export | None:
+        """Return the export that ``name`` means, or None."""
+        return self._by_name.get(name) or (self._default if name == "" else None)
