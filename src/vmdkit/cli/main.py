@@ -32,6 +32,7 @@ VERBS = {
     "commit": ("vmdkit.cli.commit", "merge a child into its parent"),
     "rebase": ("vmdkit.cli.rebase", "give a child another parent, or none"),
     "resize": ("vmdkit.cli.resize", "make a disk larger or smaller"),
+    "measure": ("vmdkit.cli.measure", "forecast how large a disk becomes in a format"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
