@@ -220,8 +220,8 @@ def _fio(case: Case, uri: str, seconds: float) -> tuple[float, float]:
     told = _run(
         "fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", "--rw=" + ("randread" if case.random else "read"),
         f"--bs={case.block}", f"--iodepth={case.depth}", f"--numjobs={case.jobs}", "--time_based",
-        f"--runtime={round(seconds * 1000)}ms", "--group_reporting", "--output-format=json", "--randrepeat=0", "--norandommap",
-        f"--max-jobs={case.jobs}",
+        f"--runtime={round(seconds * 1000)}ms", "--group_reporting", "--output-format=json", "--randrepeat=0",
+        "--norandommap", f"--max-jobs={case.jobs}",
     )  # fmt: skip
     read = json.loads(told[told.index("{") :])["jobs"][0]["read"]
     return read["iops"], read["total_ios"]

@@ -118,16 +118,16 @@ def refuse(session: Session, request: Request) -> tuple[int, str] | None:
 
 def _wrong_flags(session: Session, request: Request) -> int:
     """Return the bits of a request's flags that do not belong there."""
-    allowed = _FLAGS[request.command]
+    allowed = int(_FLAGS[request.command])  # plain numbers: ~ of an enumeration knows only its own bits
     if session.flags & ExportFlag.SEND_FUA or request.command == Command.FLUSH:
-        allowed |= CommandFlag.FUA
+        allowed |= int(CommandFlag.FUA)
     if session.mode is Mode.EXTENDED and (
         request.command == Command.WRITE
         or (request.command == Command.BLOCK_STATUS and session.flags & ExportFlag.BLOCK_STATUS_PAYLOAD)
     ):
-        allowed |= CommandFlag.PAYLOAD_LEN
+        allowed |= int(CommandFlag.PAYLOAD_LEN)
     if session.mode is Mode.SIMPLE:
-        allowed &= ~CommandFlag.DF
+        allowed &= ~int(CommandFlag.DF)
     return request.flags & ~allowed
 
 
