@@ -21,6 +21,7 @@ from vmdkit.torture.files import Folder
 from vmdkit.torture.harness import Finding, Recording
 from vmdkit.torture.promise import Expected, Promises, compare
 from vmdkit.torture.replay import Replay
+from vmdkit.torture.tell import tell
 from vmdkit.torture.workload import Driver, Mix, actions, run, run_threads
 from vmdkit.units import KIB
 from vmdkit.vmdk.image import Options, open_image, read_descriptor
@@ -230,16 +231,3 @@ class OwnJudge:
 def _closing(recording: Recording) -> int:
     """Return the moment after the last request; what follows is closing."""
     return max((one.done for one in recording.promises.requests), default=0) + 1
-
-
-def tell(value: bytes) -> str:
-    """Say what a sector holds."""
-    if not any(value):
-        return "zeros"
-    tag, place = int.from_bytes(value[:8], "little"), int.from_bytes(value[8:16], "little")
-    if value != value[:16] * (len(value) // 16):
-        return "a mixture"
-    origin = {1 << 40: "the parent's bytes"}.get(tag)
-    if origin is None:
-        origin = "bytes from before" if tag >> 41 else f"the bytes of write {tag & 0xFFFF}"
-    return f"{origin} of sector {place}"

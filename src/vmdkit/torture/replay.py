@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vmdkit.filters.record_writes import Entry
 
-_CHANGES = ("write", "zero", "resize")
+_CHANGES = ("write", "zero", "resize", "grow")
 _NAMES = ("create", "rename", "link", "unlink")
 
 
@@ -149,8 +149,8 @@ def _perform(number: int, entry: Entry, content: bytearray) -> Op:
     size: int | None = None
     cut: tuple[int, int] | None = None
     start, blob = 0, b""
-    if entry.verb == "resize":
-        size = entry.length
+    if entry.verb in ("resize", "grow"):
+        size = entry.length if entry.verb == "resize" else max(before, entry.length)
         if size < before:
             cut = (size, before)
         _fit(content, size)
