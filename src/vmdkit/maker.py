@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from vmdkit.gate import Gate
     from vmdkit.vmdk.commit import Committed
+    from vmdkit.vmdk.compact import Compacted
     from vmdkit.vmdk.disk import VmdkDisk
     from vmdkit.vmdk.files import Files
 
@@ -37,7 +38,12 @@ class Workshop(LocalFiles):
         from vmdkit.vmdk.disk import VmdkDisk
 
         disk = opener.open(
-            path, writable=writable, single_link=single_link, ignore_cid=ignore_cid, allow_paths=self.allow_paths
+            path,
+            writable=writable,
+            single_link=single_link,
+            ignore_cid=ignore_cid,
+            allow_paths=self.allow_paths,
+            with_children=True,  # each verb knows which of them it breaks
         )
         assert isinstance(disk, VmdkDisk)  # noqa: S101  # a path is opened as nothing else
         return disk
@@ -180,3 +186,19 @@ def resize(
     files = Workshop() if files is None else files
     options = resizes.ResizeOptions(shrink=shrink, force=force)
     return resizes.resize(files, paths.fspath(disk), size, options, progress or (lambda _: None))
+
+
+def compact(
+    disk: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None, files: Files | None = None
+) -> Compacted:
+    """Make the files of ``disk`` as small as its data, in place; it reads as before, also after a power cut.
+
+    Zeros are dropped, the last grains move to free places, the rest is cut off; in flat files zeros become holes.
+    ``progress`` gets numbers of bytes examined. Raises UnsupportedError and what opening for writing raises.
+    """
+    import os as paths
+
+    from vmdkit.vmdk import compact as compacts
+
+    files = Workshop() if files is None else files
+    return compacts.compact(files, paths.fspath(disk), progress or (lambda _: None))

@@ -33,10 +33,12 @@ VERBS = {
     "rebase": ("vmdkit.cli.rebase", "give a child another parent, or none"),
     "resize": ("vmdkit.cli.resize", "make a disk larger or smaller"),
     "measure": ("vmdkit.cli.measure", "forecast how large a disk becomes in a format"),
+    "compact": ("vmdkit.cli.compact", "make a disk's files as small as its data"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
     "serve": ("vmdkit.cli.serve", "export disks over NBD"),
+    "torture": ("vmdkit.cli.torture", "cut the power of a writer, and see what it had promised"),
 }
 
 

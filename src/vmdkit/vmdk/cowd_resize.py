@@ -20,7 +20,7 @@ import numpy as np
 
 from vmdkit.units import SECTOR
 from vmdkit.vmdk import layout
-from vmdkit.vmdk.grain_moves import Move, allocated, move
+from vmdkit.vmdk.grain_moves import Move, grains_below, highest, move
 from vmdkit.vmdk.structs import CowdHeader, decode_sectors, encode_sectors
 from vmdkit.vmdk.tables import GrainTables
 
@@ -55,13 +55,12 @@ def table_count(header: CowdHeader) -> int:
 def used_end(storage: Device, header: CowdHeader) -> int:
     """Return where the last thing in use ends."""
     tables = cowd_tables(storage, header)
-    _, addresses = allocated(tables)
-    ends = [
+    last = highest(tables)
+    return max(
         layout.round_up(header.gd_offset + header.gd_entries * layout.WIDTH, SECTOR),
-        int(tables.directory.max(initial=0)) + layout.COWD_TABLE if (tables.directory >= 0).any() else 0,
-        int(addresses.max(initial=-header.grain_size)) + header.grain_size,
-    ]
-    return max(ends)
+        int(tables.directory.max(initial=-1)) + layout.COWD_TABLE if (tables.directory >= 0).any() else 0,
+        last + header.grain_size if last >= 0 else 0,
+    )
 
 
 def resize_cowd(storage: Device, capacity: int, progress: Callable[[int], None] = lambda _: None) -> None:
@@ -117,12 +116,11 @@ def _make_room(storage: Device, header: CowdHeader, room: int, progress: Callabl
         storage.pwrite(entry, header.gd_offset + number * layout.WIDTH)
     storage.flush()
     tables = cowd_tables(storage, header)
-    numbers, addresses = allocated(tables)
     grain = header.grain_size
     at = layout.round_up(header.free, grain)
-    where = np.flatnonzero(addresses < room).tolist()
-    _reserve(storage, header, at + len(where) * grain)
-    moves = [Move(int(numbers[one]), int(addresses[one]), at + index * grain) for index, one in enumerate(where)]
+    grains = grains_below(tables, room)
+    _reserve(storage, header, at + len(grains) * grain)
+    moves = [Move(number, old, at + index * grain) for index, (number, old) in enumerate(grains)]
     move(storage, [cowd_tables(storage, header)], moves, grain, progress)
 
 

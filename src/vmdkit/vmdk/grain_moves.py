@@ -49,14 +49,18 @@ def present_chunks(tables: GrainTables) -> Iterator[tuple[int, Codes]]:
             yield first * tables.entries, tables.bulk(first, last)
 
 
-def allocated(tables: GrainTables) -> tuple[Codes, Codes]:
-    """Return (numbers, addresses) of all grains that are there, by number; 16 bytes of memory for each."""
-    numbers, addresses = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+def highest(tables: GrainTables) -> int:
+    """Return the highest address of a grain; -1 where there is none."""
+    return max((int(codes.max()) for _, codes in present_chunks(tables)), default=-1)
+
+
+def grains_below(tables: GrainTables, end: int) -> list[tuple[int, int]]:
+    """Return (number, address) of the grains that begin below ``end``, by number."""
+    found: list[tuple[int, int]] = []
     for first, codes in present_chunks(tables):
-        where = np.flatnonzero(codes >= 0)
-        numbers.append(where + first)
-        addresses.append(codes[where])
-    return np.concatenate(numbers), np.concatenate(addresses)
+        where = np.flatnonzero((codes >= 0) & (codes < end))
+        found += zip((where + first).tolist(), codes[where].tolist(), strict=True)
+    return found
 
 
 def move(

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vmdkit.errors import UnsupportedError
 from vmdkit.units import SECTOR
 from vmdkit.vmdk import layout, structs
-from vmdkit.vmdk.grain_moves import Move, allocated, move, present_chunks
+from vmdkit.vmdk.grain_moves import Move, grains_below, highest, move, present_chunks
 from vmdkit.vmdk.hosted import read_header, read_tables
 from vmdkit.vmdk.structs import UNALLOCATED, HostedHeader, encode_sectors
 
@@ -83,8 +81,8 @@ def used_end(storage: Device, header: HostedHeader) -> int:
         end = max(end, int(tables.directory.max(initial=0)) + tables.raw_size)
     for place in (header.rgd_offset, header.gd_offset):
         end = max(end, place + layout.table_count(header) * layout.WIDTH)
-    _, addresses = allocated(both_copies(storage, header)[-1])
-    return layout.round_up(max(end, int(addresses.max(initial=0)) + header.grain_size), header.grain_size)
+    last = highest(both_copies(storage, header)[-1])
+    return layout.round_up(max(end, last + header.grain_size if last >= 0 else 0), header.grain_size)
 
 
 def _move_tables(storage: Device, header: HostedHeader, target: HostedHeader, progress: Callable[[int], None]) -> None:
@@ -92,14 +90,13 @@ def _move_tables(storage: Device, header: HostedHeader, target: HostedHeader, pr
     if target.descriptor_offset != header.descriptor_offset:
         raise UnsupportedError("its descriptor is not behind its header", path=storage.name)
     grain = header.grain_size
-    numbers, addresses = allocated(both_copies(storage, header)[-1])
+    inside = grains_below(both_copies(storage, header)[-1], target.overhead)
     end = layout.round_up(max(used_end(storage, header), target.overhead), grain)
-    where = np.flatnonzero(addresses < target.overhead).tolist()
-    if end + len(where) * grain + target.overhead + grain > _HIGHEST:
+    if end + len(inside) * grain + target.overhead + grain > _HIGHEST:
         raise UnsupportedError("the extent file has no room below 2 TiB to move its tables", path=storage.name)
     storage.resize(min(end, storage.size))  # what a power cut has left behind the end would be in the way
-    storage.resize(end + len(where) * grain)
-    moves = [Move(int(numbers[one]), int(addresses[one]), end + index * grain) for index, one in enumerate(where)]
+    storage.resize(end + len(inside) * grain)
+    moves = [Move(number, old, end + index * grain) for index, (number, old) in enumerate(inside)]
     move(storage, both_copies(storage, header), moves, grain, progress)
     aside = _write_aside(storage, header, min(target.capacity, header.capacity))
     _write_in_front(storage, aside, target)
