@@ -224,6 +224,39 @@ def test_salvage_of_a_cut_stream_gives_what_is_there_and_nothing_else(name: str,
             assert "salvaged" in str(disk.doubts[-1])  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("first", [512, 1024, 5 * 512])
+@pytest.mark.parametrize("lost", ["grain[1]", "grain[3]"])
+def test_salvage_steps_over_sectors_that_were_lost(lost: str, first: int, tmp_path: Path) -> None:
+    """A disk that could not be read whole leaves zeros; two empty sectors are not yet the end of the stream."""
+    image = images.stream_optimized(tmp_path, LAYOUT, Stream(level=0))
+    grain = int(lost[6:-1])
+    begin = image.fields[f"{lost}.data"].offset - 12
+    end = -(-sum(image.fields[f"{lost}.data"][1:3]) // 512) * 512
+    with image.path.open("r+b") as file:
+        file.seek(begin)
+        file.write(bytes(end - begin))
+    with vmdkit.open(image.path, salvage=True) as disk:
+        for number in GRAINS:
+            count = min(K64, image.size - number * K64)
+            wanted = bytes(count) if number == grain else image.model.pread(count, number * K64)
+            assert disk.pread(count, number * K64) == wanted
+        assert f"{end - begin} bytes of zeros were stepped over" in str(disk.doubts[-1])  # type: ignore[attr-defined]
+    with image.path.open("r+b") as file:  # and the padding before the first grain may be long
+        rest = image.path.read_bytes()[128 * 512 :]
+        file.seek(128 * 512)
+        file.write(bytes(first) + rest)
+    with vmdkit.open(image.path, salvage=True) as disk:
+        assert disk.pread(K64, 0) == image.model.pread(K64, 0)
+
+
+def test_salvage_of_a_file_with_a_hole_behind_it(tmp_path: Path) -> None:
+    image = images.stream_optimized(tmp_path, LAYOUT)
+    os.truncate(image.path, 1 << 40)
+    with vmdkit.open(image.path, salvage=True) as disk:
+        assert disk.pread(K64, 0) == image.model.pread(K64, 0)
+        assert "the end-of-stream marker was reached" in str(disk.doubts[-1])  # type: ignore[attr-defined]
+
+
 def test_salvage_needs_markers(tmp_path: Path) -> None:
     image = images.stream_optimized(tmp_path, LAYOUT, STREAMS["BARE"])
     with pytest.raises(FormatError, match="no grain markers"):

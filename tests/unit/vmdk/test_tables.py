@@ -22,7 +22,7 @@ from vmdkit.vmdk.structs import CORRUPT, UNALLOCATED, ZERO, Codes, decode_sector
 from vmdkit.vmdk.tables import FoundTables, GrainTables, TableExtent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 ENTRIES, GRAIN, SECTOR = 8, 1024, 512
@@ -311,6 +311,29 @@ def test_a_table_that_is_partly_a_hole_is_read(tmp_path: Path) -> None:
             decode=lambda data: decode_sectors(data, low=512, high=1 << 40),
         )
         assert np.count_nonzero(tables.bulk(0, 20) != UNALLOCATED) == 20
+
+
+class Holed(MemoryDevice):
+    """Says that all of it is unallocated, as a server may, and not that it reads as zeros."""
+
+    flags = 1
+
+    def _extents(self, count: int, offset: int, context: str) -> Iterator[tuple[int, int, int]]:
+        yield offset, count, self.flags
+
+
+@pytest.mark.parametrize(("flags", "read"), [(0, True), (1, True), (2, False), (3, False)])
+def test_only_what_reads_as_zero_is_not_read(flags: int, read: bool) -> None:
+    storage = Holed(struct.pack("<I", 9) * 20 * ENTRIES, writable=False)
+    storage.flags = flags
+    tables = GrainTables(
+        storage,
+        np.arange(0, 20 * 32, 32, dtype=np.int64),
+        entries=ENTRIES,
+        width=4,
+        decode=lambda raw: decode_sectors(raw, low=512, high=1 << 40),
+    )
+    assert (tables.bulk(0, 20) == (9 * 512 if read else UNALLOCATED)).all()
 
 
 # ── what is wrong is said with its place ─────────────────────────────────────────────────────────────────────────
