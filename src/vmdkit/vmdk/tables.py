@@ -344,7 +344,7 @@ def _overlapping(directory: Codes, raw_size: int) -> Codes:
 
 
 def in_holes(storage: Device, directory: Codes, raw_size: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Tell which tables lie wholly in holes of the file: a hole is zeros, and zeros are unallocated entries."""
+    """Tell which tables lie wholly where the file is said to read as zero: zeros are unallocated entries."""
     hidden = np.zeros(len(directory), dtype=bool)
     present = np.flatnonzero(directory >= 0)
     if len(present) < _WORTH_LOOKING:
@@ -356,7 +356,7 @@ def in_holes(storage: Device, directory: Codes, raw_size: int) -> np.ndarray[tup
     for count, run in enumerate(storage.extents(high - low, low)):
         if count > _MOST_HOLES:
             return hidden
-        if run.flags & ExtentFlags.HOLE:
+        if run.flags & ExtentFlags.ZERO:
             starts.append(run.offset)
             ends.append(run.offset + run.length)
     if starts:
