@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vmdkit.device import ExtentFlags
 from vmdkit.errors import CorruptError, FormatError, UnsupportedError
-from vmdkit.kernels import ZEROS, inflate
+from vmdkit.kernels import inflate, is_zero
+from vmdkit.ranges import split
 from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
 from vmdkit.vmdk.extent_file import Doubt
@@ -32,6 +34,8 @@ from vmdkit.vmdk.structs import GrainMarker, HostedHeader, Marker
 from vmdkit.vmdk.tables import FoundTables, TableExtent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmdkit.device import Device
     from vmdkit.vmdk.session import Session
     from vmdkit.vmdk.tables import GrainTables
@@ -202,55 +206,93 @@ def _salvage(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> Grai
         raise FormatError("the stream has no grain markers, so it cannot be salvaged", path=storage.name)
     count, entries, grain = directory_count(header, storage.name), header.table_entries, header.grain_size
     grains, addresses = array("q"), array("q")
-    at = max(header.overhead, SECTOR)
-    reason = ""
-    while not reason:
-        at, lba, reason = _next_grain(storage, header, at)
-        if lba is None:
-            continue
-        if lba % grain or lba >= header.capacity:
-            reason = f"a grain claims to belong at {lba:#x}, where none can be"
-            continue
+    walk = _Walk(storage, header)
+    for address, lba in walk:
         grains.append(lba // grain)
-        addresses.append(at)
-        at = _after(storage, at)
+        addresses.append(address)
     where, order = np.unique(np.array(grains, dtype=np.int64), return_index=True)
-    missing = f"; nothing after {(int(where[-1]) + 1) * grain:#x} of the disk was found" if grains else ""
-    doubts.append(
-        Doubt(f"salvaged {len(where)} grains; {reason}{missing}; what was not found reads as zero", storage.name, at)
-    )
+    text = f"salvaged {len(where)} grains; {walk.reason}"
+    if walk.zeros:
+        text += f"; {walk.zeros} bytes of zeros were stepped over"
+    if grains:
+        text += f"; nothing after {(int(where[-1]) + 1) * grain:#x} of the disk was found"
+    doubts.append(Doubt(f"{text}; what was not found reads as zero", storage.name, walk.at))
     return FoundTables(storage, where, np.array(addresses, dtype=np.int64)[order], count=count, entries=entries)
 
 
-def _next_grain(storage: Device, header: HostedHeader, at: int) -> tuple[int, int | None, str]:
-    """Look at one marker: (address, where the grain belongs or None, why the walk is over or empty)."""
-    head = storage.pread(min(SECTOR, storage.size - at), at) if at < storage.size else bytearray()
-    if len(head) < GrainMarker.size_of():
-        return at, None, "the file ends here, without an end-of-stream marker"
-    marker = GrainMarker.unpack(head)
-    if marker.length:
-        if marker.length > 2 * header.grain_size + SECTOR:
-            return at, None, f"a marker speaks of {marker.length} bytes, so it is none"
-        if at + GrainMarker.size_of() + marker.length > storage.size:
-            return at, None, "the file ends inside a grain"
-        return at, marker.lba, ""
-    if len(head) < SECTOR:
-        return at, None, "the file ends inside a marker"
-    special = Marker.unpack(head)
-    if special.type == structs.MARKER_EOS and not special.following:
-        if head == ZEROS[:SECTOR] and at + SECTOR < storage.size and not _all_markers_end(storage, at):
-            return at + SECTOR, None, ""
-        return at, None, "the end-of-stream marker was reached"
-    skip = 0 if special.type == structs.MARKER_PROGRESS else special.following
-    if skip > storage.size - at:
-        return at, None, f"a marker of type {special.type} speaks of {skip} bytes, more than there are"
-    return at + SECTOR + skip, None, ""
+class _Walk:
+    """From marker to marker: yields (address, where it belongs) of each grain; ``reason`` says why it ended."""
+
+    def __init__(self, storage: Device, header: HostedHeader) -> None:
+        self._storage = storage
+        self._header = header
+        text_end = header.descriptor_offset + header.descriptor_size
+        self.at = header.overhead if SECTOR <= header.overhead <= storage.size else max(SECTOR, text_end)
+        self.zeros = 0  # bytes in which there were no markers, though some came after
+        self.reason = ""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        while not self.reason:
+            lba = self._look()
+            if lba is None:
+                continue
+            if lba % self._header.grain_size or lba >= self._header.capacity:
+                self.reason = f"a grain claims to belong at {lba:#x}, where none can be"
+                return
+            yield self.at, lba
+            self.at = _after(self._storage, self.at)
+
+    def _look(self) -> int | None:
+        """Look at one marker; where it is a grain's, return where that belongs, else step on or give the reason."""
+        storage, at = self._storage, self.at
+        head = storage.pread(min(SECTOR, storage.size - at), at) if at < storage.size else bytearray()
+        if len(head) < GrainMarker.size_of():
+            self.reason = "the file ends here, without an end-of-stream marker"
+            return None
+        marker = GrainMarker.unpack(head)
+        if marker.length:
+            if marker.length > 2 * self._header.grain_size + SECTOR:
+                self.reason = f"a marker speaks of {marker.length} bytes, so it is none"
+            elif at + GrainMarker.size_of() + marker.length > storage.size:
+                self.reason = "the file ends inside a grain"
+            return None if self.reason else marker.lba
+        if is_zero(head):
+            self._step_over_zeros()
+        elif len(head) < SECTOR:
+            self.reason = "the file ends inside a marker"
+        else:
+            self._step_over(Marker.unpack(head))
+        return None
+
+    def _step_over_zeros(self) -> None:
+        """Go on where anything stands again: the end-of-stream marker is zeros, and so are sectors that were lost."""
+        following = _first_not_zero(self._storage, self.at)
+        if following is None:
+            self.reason = "the end-of-stream marker was reached"
+            return
+        self.zeros += following - self.at
+        self.at = following
+
+    def _step_over(self, marker: Marker) -> None:
+        skip = 0 if marker.type == structs.MARKER_PROGRESS else marker.following
+        if marker.type == structs.MARKER_EOS and not skip:
+            self.reason = "the end-of-stream marker was reached"
+        elif skip > self._storage.size - self.at:
+            self.reason = f"a marker of type {marker.type} speaks of {skip} bytes, more than there are"
+        self.at += SECTOR + skip if not self.reason else 0
 
 
-def _all_markers_end(storage: Device, at: int) -> bool:
-    """Tell whether an empty sector ends the stream: padding before the first grain is empty too."""
-    following = storage.pread(min(GrainMarker.size_of(), storage.size - at - SECTOR), at + SECTOR)
-    return not any(following)
+def _first_not_zero(storage: Device, at: int) -> int | None:
+    """Return the first sector from ``at`` on that is not empty, None if all are; holes cost nothing."""
+    for run in storage.extents(storage.size - at, at):
+        if run.flags & ExtentFlags.ZERO:
+            continue
+        for offset, length in split(run.offset, run.length, MIB):
+            data = storage.pread(length, offset)
+            if not is_zero(data):
+                found = offset + length - len(data.lstrip(b"\0"))
+                return found - found % SECTOR
+    return None
 
 
 def _after(storage: Device, at: int) -> int:
