@@ -1,19 +1,22 @@
 # SPDX-FileCopyrightText: the vmdkit authors
 # SPDX-License-Identifier: Apache-2.0
-"""Check disks by path: the door to ``vmdkit check``, for those who want a report rather than a screen."""
+"""Check disks by path, and clear their locks: the door to ``vmdkit check`` and ``unlock``."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmdkit import finder
-from vmdkit.errors import FormatError
+from vmdkit.errors import FormatError, VmdkitError
+from vmdkit.vmdk import locks
 from vmdkit.vmdk.check import How, check_disk, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmdkit.gate import Gate
     from vmdkit.vmdk.check_findings import Report
 
 
@@ -40,3 +43,30 @@ def check(
         return unreadable(path, error)
     with storage:
         return check_disk(storage, gate, how, name=path)
+
+
+def unlock(location: str | os.PathLike[str], *, force: bool = False, allow_paths: Sequence[str] = ()) -> list[str]:
+    """Remove the locks that dead programs have left beside the files of a disk; return what was removed, in words.
+
+    Raises LockedError for the lock of a living program, and without ``force`` for one of another machine.
+    """
+    path = os.fspath(location)
+    gate = finder.gate_for(untrusted=False, allow_paths=allow_paths)
+    removed: list[str] = []
+    for name in _files_of(path, gate):
+        removed += [f"{what} on {name}" for what in locks.unlock(name, force=force)]
+    return removed
+
+
+def _files_of(path: str, gate: Gate) -> list[str]:
+    """Return the files of a disk as far as its descriptor tells; a lock may be there where a file is not."""
+    try:
+        storage, text = finder.find(path)
+    except VmdkitError:
+        return [path]
+    storage.close()
+    names = [storage.name]
+    for line in text.extents:
+        with suppress(VmdkitError):
+            names += [gate.resolve(line.name, text.path)] if line.name else []
+    return list(dict.fromkeys([path, *names]))

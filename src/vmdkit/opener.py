@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vmdkit.errors import UnsupportedError, UsageError
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmdkit.device import Device
+    from vmdkit.gate import Gate
+    from vmdkit.vmdk.descriptor import Descriptor
+    from vmdkit.vmdk.files import Files
+    from vmdkit.vmdk.image import Options
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _DIRECTORIES = ("primary", "redundant")
@@ -35,16 +39,21 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     directory: str = "primary",
     ignore_cid: bool = False,
     ignore_journal: bool = False,
+    with_children: bool = False,
 ) -> Device:
     """Open a disk and return it as a Device.
 
     ``raw`` takes the file as plain bytes. ``salvage`` reads a cut-off stream by walking its grains; ``single_link``
     leaves parents out; ``untrusted`` allows single-file images only; ``allow_paths`` are directories, besides its
     own, whose files an image may name; ``directory`` chooses the copy of the grain tables (``primary`` or
-    ``redundant``); ``ignore_cid`` and ``ignore_journal`` accept what is otherwise refused.
+    ``redundant``); ``ignore_cid`` and ``ignore_journal`` accept what is otherwise refused. ``with_children`` writes
+    to a disk although others in its directory were made from it, which are broken by that.
+
+    What is opened for writing is locked, until it is closed, against other programs; its parents too.
 
     Raises FormatError for damage, UnsupportedError for what cannot be read, ChainError for parents, GateError for
-    names that lead elsewhere, OSError for files; each says which file and where.
+    names that lead elsewhere, LockedError (a VmdkitError) where somebody else has it, OSError for files; each says
+    which file and where.
     """
     path = os.fspath(location)
     scheme = _SCHEME.match(path)
@@ -55,7 +64,8 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     if raw:
         from vmdkit.storage.file import open_file  # on use: importing vmdkit has to stay cheap
 
-        return open_file(path, writable=writable)
+        device = open_file(path, writable=writable)
+        return _locked_raw(device) if writable else device
     from vmdkit.finder import find, gate_for
     from vmdkit.vmdk.image import Options, open_image
 
@@ -69,4 +79,52 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
         writable=writable,
     )
     storage, text = find(path, untrusted=untrusted, writable=writable)
-    return open_image(storage, text, gate_for(untrusted=untrusted, allow_paths=allow_paths), options)
+    gate = gate_for(untrusted=untrusted, allow_paths=allow_paths)
+    if not writable:
+        return open_image(storage, text, gate, options)
+    return _locked(storage, text, gate, options, with_children=with_children)
+
+
+def _locked(storage: Device, text: Descriptor, gate: Gate, options: Options, *, with_children: bool) -> Device:
+    """Open for writing: locked, and only if nobody was made from it."""
+    from dataclasses import replace
+
+    from vmdkit.storage.directory import LocalFiles
+    from vmdkit.vmdk.children import children
+    from vmdkit.vmdk.image import open_image
+    from vmdkit.vmdk.locks import LockSet
+
+    locks = LockSet()
+    try:
+        disk = open_image(storage, text, gate, replace(options, locks=locks))
+    except BaseException:
+        locks.release()
+        raise
+    try:
+        if not with_children:
+            _refuse_children(disk, [child.path for child in children(cast("Files", LocalFiles()), disk)])
+    except BaseException:
+        disk.close()
+        raise
+    return disk
+
+
+def _refuse_children(disk: Device, found: list[str]) -> None:
+    if found:
+        names = ", ".join(os.path.basename(path) for path in found[:3]) + (" and others" if len(found) > 3 else "")
+        raise UsageError(
+            f"writing to it would break {names}, made from it as it is now; "
+            "write to the child, or say --with-children (with_children=True)", path=disk.name,
+        )  # fmt: skip
+
+
+def _locked_raw(device: Device) -> Device:
+    """Lock raw bytes as qemu does; there is nothing of VMware's beside them."""
+    from vmdkit.vmdk.locks import take_bytes
+
+    try:
+        take_bytes(device)
+    except BaseException:
+        device.close()
+        raise
+    return device

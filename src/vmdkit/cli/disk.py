@@ -40,6 +40,9 @@ def add_disk_options(parser: Parser) -> None:
         help="which grain directory to believe",
     )
     group.add_argument("--ignore-cid", action="store_true", help="open a parent that has changed since the child")
+    group.add_argument(
+        "--with-children", action="store_true", help="write although other disks were made from this one"
+    )
     group.add_argument("--ignore-journal", action="store_true", help="open although a journal was not replayed")
 
 
@@ -59,6 +62,7 @@ def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bo
             directory=args.directory,
             ignore_cid=args.ignore_cid,
             ignore_journal=args.ignore_journal,
+            with_children=writable and args.with_children,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vmdkit.units import SECTOR
 from vmdkit.vmdk import structs
-from vmdkit.vmdk.check_grains import Intervals, Mask, Shape, overlapping
+from vmdkit.vmdk.check_grains import Intervals, Shape, overlapping
 from vmdkit.vmdk.structs import HostedHeader
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _sizes(finder: Finder, header: HostedHeader, at: int) -> bool:
         return wrong("grain_size", "header-grain", f"a grain of {grain} bytes; a power of two is due")
     if not 1 <= entries <= 4096 or entries & (entries - 1):  # as many as the driver takes
         return wrong("table_entries", "header-entries", f"{entries} entries in a grain table; 512 are due")
-    if entries != 512:  # the format says always
+    if entries != HostedHeader.table_entries:  # the format says always
         finder.note(
             "header-entries", f"{entries} entries in a grain table; VMware knows only 512",
             structure=_HEADER, offset=at + header.offset_of("table_entries"),
@@ -182,11 +182,12 @@ def read_copy(finder: Finder, storage: Device, header: HostedHeader, name: str, 
             remedy="read it through the other directory (--directory)" if _has_redundant(header) else "",
         )  # fmt: skip
         return None
-    raw = np.frombuffer(bytes(storage.pread(count * _WIDTH, offset)), dtype="<u4")
-    addresses = raw.astype(np.int64) * SECTOR
-    shape = shape_of(storage, header)
-    wrong = (addresses != 0) & ((addresses < SECTOR) | (addresses + shape.raw > storage.size))
-    addresses[wrong] = -1
+    raw = np.frombuffer(storage.pread(count * _WIDTH, offset), dtype="<u4")
+    addresses = np.zeros(count, dtype=np.int64)
+    where = np.flatnonzero(raw)  # of the largest disks most have no table; their arrays are not made twice
+    found = raw[where].astype(np.int64) * SECTOR
+    found[found + shape_of(storage, header).raw > storage.size] = -1
+    addresses[where] = found
     return Copy(name, field, offset, addresses)
 
 
@@ -214,22 +215,22 @@ def fixed_metadata(header: HostedHeader, copies: list[Copy], area: tuple[int, in
     return np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64)
 
 
-def mark_bad_tables(header: HostedHeader, copies: list[Copy], area: tuple[int, int]) -> dict[str, Mask]:
-    """Set directory entries to -1 that lead into other metadata; return which tables are shared, by copy.
+def mark_bad_tables(header: HostedHeader, copies: list[Copy], area: tuple[int, int]) -> dict[str, Codes]:
+    """Set directory entries to -1 that lead into other metadata; return the numbers of shared tables, by copy.
 
     Tables are shared where two entries, of one directory or of both, lead to overlapping places: then none of the
     two can be told to be wrong.
     """
     raw = header.table_entries * _WIDTH
     fixed = Intervals(*fixed_metadata(header, copies, area))
+    numbers: list[Codes] = []
     for copy in copies:
-        copy.addresses[(copy.addresses > 0) & fixed.touch(copy.addresses, raw)] = -1
-    everything = np.concatenate([copy.addresses for copy in copies])
-    where = np.flatnonzero(everything > 0)
-    shared = np.zeros(len(everything), dtype=bool)
-    shared[where[overlapping(everything[where], raw)]] = True
-    count = table_count(header)
-    return {copy.name: shared[at * count : (at + 1) * count] for at, copy in enumerate(copies)}
+        where = np.flatnonzero(copy.addresses > 0)
+        copy.addresses[where[fixed.touch(copy.addresses[where], raw)]] = -1
+        numbers.append(np.flatnonzero(copy.addresses > 0))
+    places = [copy.addresses[where] for copy, where in zip(copies, numbers, strict=True)]
+    shared = np.split(overlapping(np.concatenate(places), raw), np.cumsum([len(where) for where in numbers])[:-1])
+    return {copy.name: where[part] for copy, where, part in zip(copies, numbers, shared, strict=True)}
 
 
 def expected_place(header: HostedHeader, copy: Copy, number: int) -> int | None:

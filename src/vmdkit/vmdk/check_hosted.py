@@ -98,11 +98,11 @@ class HostedCheck(Finder):
         self.metadata = Intervals(starts, lengths)
         for copy in self.copies:
             self._bad_entries(header, copy)
-            count = int(np.count_nonzero(shared[copy.name]))
-            if count:
+            numbers = shared[copy.name]
+            if len(numbers):
                 self.error(
-                    "gde-shared", f"{count} entries of the {copy.name} lead to a table that another entry leads to",
-                    structure=copy.name, offset=copy.offset + 4 * int(np.argmax(shared[copy.name])),
+                    "gde-shared", f"{len(numbers)} entries of the {copy.name} lead to a table of another entry",
+                    structure=copy.name, offset=copy.offset + 4 * int(numbers[0]),
                 )  # fmt: skip
         self._check_missing(header)
         self._check_order(header)
@@ -161,8 +161,8 @@ class HostedCheck(Finder):
             for copy, other in (self.copies, self.copies[::-1]):
                 numbers = np.flatnonzero((copy.addresses == 0) & (other.addresses > 0)).tolist()
                 if numbers:
-                    self._lost(header, copy, numbers, "gde-mismatch", f"{len(numbers)} tables are missing that the "
-                               f"{other.name} has")  # fmt: skip
+                    what = f"{len(numbers)} tables differ between the two copies: the {copy.name} lacks them"
+                    self._lost(header, copy, numbers, "gde-mismatch", what)
         missing = int(np.count_nonzero(np.all([copy.addresses == 0 for copy in self.copies], axis=0)))
         if missing:
             self.note(

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from vmdkit.errors import ChainError, DescriptorError, FormatError, UnsupportedError
-from vmdkit.vmdk import chain, descriptor, structs, subformats
+from vmdkit.vmdk import chain, descriptor, locks, structs, subformats
 from vmdkit.vmdk.cowd import CowdExtent
 from vmdkit.vmdk.disk import VmdkDisk
 from vmdkit.vmdk.extent_file import Doubt, ExtentFile
@@ -41,7 +41,8 @@ class Options:
     ``salvage`` reads a stream without its directory, by walking its grains. ``single_link`` leaves the parent out:
     what it holds reads as zero. ``redundant`` follows the second copy of the grain tables. ``ignore_cid`` accepts a
     parent that has changed or is of another size. ``ignore_journal`` reads a seSparse file whose journal waits.
-    ``untrusted`` allows only single-file subformats without a parent.
+    ``untrusted`` allows only single-file subformats without a parent. ``locks`` takes in the locks of a disk that is
+    opened for writing, and is to be released by who made it if opening fails; without it nothing is locked.
     """
 
     salvage: bool = False
@@ -51,6 +52,7 @@ class Options:
     ignore_journal: bool = False
     untrusted: bool = False
     writable: bool = False
+    locks: locks.LockSet | None = None
 
 
 class FileKind(Enum):
@@ -139,8 +141,13 @@ def open_image(
 
     Raises FormatError, UnsupportedError, ChainError, GateError or OSError.
     """
-    files = _Files(storage, text, gate, writable=options.writable)
+    files = _Files(storage, text, gate, options)
     try:
+        if options.locks is not None:
+            options.locks.take(storage, exclusive=options.writable)
+            files.text = text = _as_it_is_now(storage, text)
+        elif not seen and (holder := locks.writer(storage)) is not None:
+            text.doubts.append(Doubt(f"it is being written by {holder}; what is read may be half-changed", text.path))
         here = chain.identify(storage)
         chain.check_depth(seen, here, text.path)
         _refuse(text, options)
@@ -149,7 +156,7 @@ def open_image(
             extents += _open_line(index, line, files, options)
         parent = _open_parent(text, gate, options, (*seen, here))
         if options.writable:
-            return _writable(storage, text, extents, parent, here)
+            return _writable(storage, text, extents, parent, here, options)
         if all(extent.storage is not storage for extent in extents):
             storage.close()
         return VmdkDisk(text, extents, parent=parent, identity=here)
@@ -158,8 +165,19 @@ def open_image(
         raise
 
 
+def _as_it_is_now(storage: Device, text: Descriptor) -> Descriptor:
+    """Return the descriptor as it is now that nobody can change it any more: another writer may have, meanwhile."""
+    now = read_descriptor(storage)
+    return text if now is None or now.raw == text.raw else now
+
+
 def _writable(
-    storage: Device, text: Descriptor, extents: list[ExtentFile], parent: Device | None, here: Identity
+    storage: Device,
+    text: Descriptor,
+    extents: list[ExtentFile],
+    parent: Device | None,
+    here: Identity,
+    options: Options,
 ) -> WritableDisk:
     """Return the disk opened for writing; parents that were opened are closed on failure."""
     session = Session(text, storage)
@@ -176,17 +194,19 @@ def _writable(
         if parent is not None:
             parent.close()
         raise
-    return WritableDisk(text, extents, session, storage, parent=parent, identity=here)
+    release = options.locks.release if options.locks is not None else None
+    return WritableDisk(text, extents, session, storage, parent=parent, identity=here, release=release)
 
 
 class _Files:
     """The files of one link, each opened once however many lines name it."""
 
-    def __init__(self, storage: Device, text: Descriptor, gate: Gate, *, writable: bool) -> None:
+    def __init__(self, storage: Device, text: Descriptor, gate: Gate, options: Options) -> None:
         self.own = storage
         self.text = text
         self._gate = gate
-        self._writable = writable
+        self._writable = options.writable
+        self._locks = options.locks
         self._named: dict[tuple[str, bool], Device] = {}
         self._sparse: set[Identity] = set()
 
@@ -198,6 +218,8 @@ class _Files:
         known = self._named.get((name, writable))
         if known is None:
             known = self._named[name, writable] = self._open(line, name, writable=writable)
+            if self._locks is not None:
+                self._locks.take(known, exclusive=writable)
         return known
 
     def take_sparse(self, file: Device, line: ExtentLine) -> None:

@@ -296,15 +296,19 @@ class Membership:
             time.sleep(_STEP)
 
     def _before_us(self) -> Iterator[str]:
-        """Yield who has to leave before the lock is ours; removes what is stale."""
+        """Yield who has to leave before the lock is ours; removes what is stale.
+
+        Members are listed after those who are entering: whoever was seen in neither list came after us, and knows.
+        """
         own = self._member
-        names = sorted(os.listdir(self._directory))
-        for name in names:
-            match = _NAME.fullmatch(name)
-            if match is None or own is None or name == own.name:
-                continue
-            if match[1] == "D" and not self._is_abandoned(name):
+        if own is None:
+            return
+        for name in os.listdir(self._directory):
+            if name[0] == "D" and _NAME.fullmatch(name) and not self._is_abandoned(name):
                 yield "somebody who is just opening it"
+        for name in sorted(os.listdir(self._directory)):
+            if name == own.name:
+                continue
             member = read(self._directory, name)
             if member is None:
                 continue

@@ -109,6 +109,13 @@ atexit.register(_release_all)
 # ── byte locks ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def take_bytes(storage: Device) -> None:
+    """Lock a file of raw bytes for writing, as qemu does; the lock ends when ``storage`` is closed."""
+    fd = storage.fileno()
+    if fd is not None:
+        _lock_bytes(fd, storage.name, exclusive=True, again=False)
+
+
 def _lock_bytes(fd: int, path: str, *, exclusive: bool, again: bool) -> None:
     """Take the byte locks; ``again`` leaves out the look at others, of whom one would be ourselves."""
     does = (_READ, _WRITE, _RESIZE) if exclusive else (_READ,)
@@ -216,4 +223,4 @@ def unlock(path: str, *, force: bool = False) -> list[str]:
     return removed
 
 
-__all__ = ["WAIT", "Holder", "LockSet", "LockedError", "holders", "unlock", "writer"]
+__all__ = ["WAIT", "Holder", "LockSet", "LockedError", "holders", "take_bytes", "unlock", "writer"]

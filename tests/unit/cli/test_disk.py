@@ -20,6 +20,7 @@ from vmdkit.storage.memory import MemoryDevice
         (["--salvage", "--single-link", "--untrusted"], {"salvage": True, "single_link": True, "untrusted": True}),
         (["--allow-path", "a", "--allow-path", "b"], {"allow_paths": ("a", "b")}),
         (["--directory", "redundant"], {"directory": "redundant"}),
+        (["--with-children"], {"with_children": True}),
         (["--ignore-cid", "--ignore-journal"], {"ignore_cid": True, "ignore_journal": True}),
     ],
 )
@@ -43,5 +44,6 @@ def test_options_reach_the_opener(words: list[str], changed: dict[str, Any], mon
         "directory": "primary",
         "ignore_cid": False,
         "ignore_journal": False,
+        "with_children": False,
     }
     assert seen == {**expected, **changed, "location": "disk.vmdk", "writable": True}

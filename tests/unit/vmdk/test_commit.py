@@ -29,7 +29,11 @@ SIZE = 3 * MIB + 512
 
 
 def write(path: str | Path, model: Model, data: bytes, at: int, files: Files | None = None) -> None:
-    opened = vmdkit.open(path, writable=True) if files is None else files.open_disk(str(path), writable=True)
+    opened = (
+        vmdkit.open(path, writable=True, with_children=True)
+        if files is None
+        else files.open_disk(str(path), writable=True)
+    )
     with opened as disk:
         disk.pwrite(data, at)
     model.write(data, at)

@@ -26,7 +26,7 @@ SIZE = 2 * MIB + 512
 
 
 def write(path: Path, data: bytes, at: int) -> None:
-    with vmdkit.open(path, writable=True) as disk:
+    with vmdkit.open(path, writable=True, with_children=True) as disk:
         disk.pwrite(data, at)
 
 
