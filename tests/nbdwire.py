@@ -85,6 +85,7 @@ class Client:
         self.size = self.flags = 0
         self.sizes = (0, 0, 0)
         self._cookie = 100
+        self._begun: dict[int, Reply] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -196,16 +197,18 @@ class Client:
         assert not reply.error, reply.message
         return reply.chunks[0][1] if self.mode == 0 else reply.data(length, offset)
 
-    def reply(self, length: int = 0) -> Reply:
-        """Receive one reply; ``length`` is what a simple one to READ carries."""
-        chunks: list[tuple[int, bytes]] = []
-        error, message = 0, ""
+    def reply(self, length: int | dict[int, int] = 0) -> Reply:
+        """Receive chunks until a reply is whole; those of other replies may come in between.
+
+        ``length`` is what a simple reply to READ carries, by cookie where several are due.
+        """
         while True:
             (magic,) = struct.unpack(">I", self.recv(4))
             if magic == 0x67446698:
                 assert self.mode < 2
                 error, cookie = struct.unpack(">IQ", self.recv(12))
-                return Reply(cookie, error, "", [(1, self.recv(length))] if length and not error else [])
+                count = length[cookie] if isinstance(length, dict) else length
+                return Reply(cookie, error, "", [(1, self.recv(count))] if count and not error else [])
             if magic == 0x668E33EF:
                 assert self.mode == 1
                 flags, kind, cookie, count = struct.unpack(">HHQI", self.recv(16))
@@ -214,13 +217,14 @@ class Client:
                 assert self.mode == 2
                 flags, kind, cookie, _, count = struct.unpack(">HHQQQ", self.recv(28))
             body = self.recv(count)
+            reply = self._begun.setdefault(cookie, Reply(cookie))
             if kind & 0x8000:
-                error, size = struct.unpack_from(">IH", body)
-                message = body[6 : 6 + size].decode()
+                reply.error, size = struct.unpack_from(">IH", body)
+                reply.message = body[6 : 6 + size].decode()
             elif kind:
-                chunks.append((kind, body))
+                reply.chunks.append((kind, body))
             if flags & 1:
-                return Reply(cookie, error, message, chunks)
+                return self._begun.pop(cookie)
 
     def drain(self) -> None:
         """Receive replies until something ends it."""

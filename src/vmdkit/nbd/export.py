@@ -65,11 +65,10 @@ class Export:
     def block_size(self) -> BlockSize:
         """Return the sizes to advertise: the device's, brought within what the protocol allows.
 
-        A minimum that does not divide the export's size would make its last bytes unreachable; then it is 1,
-        which costs nothing, since the device's edge aligns.
+        It knows powers of two up to 64 KiB as minimum; beside that 1 is told, since the device's edge aligns.
         """
         minimum, preferred, maximum = self.device.block_size
-        if minimum > 64 * KIB or minimum & (minimum - 1) or self.device.size % minimum:
+        if minimum > 64 * KIB or minimum & (minimum - 1):
             minimum = 1
         maximum = min(maximum, MAX_REQUEST)
         maximum -= maximum % minimum
