@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PSK_CIPHERS: Final = "ECDHE-PSK:DHE-PSK"  # forward secret; with TLS 1.3 every exchange is
+_PSK_CIPHERS: Final = "kECDHEPSK:kDHEPSK"  # forward secret; with TLS 1.3 every exchange is
 _LONGEST_KEY: Final = 512  # bytes, OpenSSL's PSK_MAX_PSK_LEN
 _SHORTEST_KEY: Final = 16  # bytes; psktool makes 32
 
