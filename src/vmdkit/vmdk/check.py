@@ -26,7 +26,7 @@ from vmdkit.vmdk.check_findings import Finder, Report, Severity
 from vmdkit.vmdk.check_hosted import HostedCheck
 from vmdkit.vmdk.check_sesparse import SeSparseCheck
 from vmdkit.vmdk.check_stream import StreamCheck
-from vmdkit.vmdk.image import FileKind, classify
+from vmdkit.vmdk.image import FileKind, classify, left_behind
 from vmdkit.vmdk.structs import HostedHeader
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _own_text(finder: Finder, storage: Device, kind: FileKind) -> Descriptor | N
         return None
     if kind is FileKind.HOSTED:
         _check_area(finder, raw, at)
-    elif raw.partition(b"\0")[2].strip(b"\0"):
+    elif left_behind(raw):
         finder.error("descriptor-grammar", "the text goes on behind a NUL, which ends it", structure="descriptor")
     try:
         return descriptor.parse(raw, storage.name, at=at)
@@ -142,7 +142,7 @@ def _own_text(finder: Finder, storage: Device, kind: FileKind) -> Descriptor | N
 
 
 def _check_area(finder: Finder, raw: bytearray, at: int) -> None:
-    rest = raw.partition(b"\0")[2].strip(b"\0")
+    rest = left_behind(raw)
     if rest:
         finder.note("descriptor-area", f"{len(rest)} bytes follow the end of the text; they are not read", offset=at)
     elif raw[-1]:

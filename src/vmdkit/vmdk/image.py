@@ -8,6 +8,7 @@ names through the Gate it is handed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.descriptor import Descriptor, ExtentLine
 
 _HEAD = 4096  # bytes looked at to tell what a file is
+_EXTENT_AGAIN = re.compile(rb"(?:^|[\0\r\n])[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]", re.IGNORECASE)
 _SINGLE_FILE = ("monolithicsparse", "streamoptimized")
 
 
@@ -107,11 +109,8 @@ def read_descriptor(storage: Device) -> Descriptor | None:
     if not raw.strip(b"\0 \t\r\n"):
         return None
     text = descriptor.parse(raw, storage.name, at=at)
-    rest = raw.partition(b"\0")[2].strip(b"\0")
-    if rest:
-        text.doubts.append(
-            Doubt(f"{len(rest)} bytes follow the end of the descriptor; they are not read", text.path, at)
-        )
+    if left_behind(raw):
+        text.doubts.append(_left_doubt(raw, text, at))
     elif raw[-1]:
         text.doubts.append(Doubt("the descriptor fills its area to the last byte; it may be cut off", text.path, at))
     return text
@@ -129,9 +128,27 @@ def _separate(storage: Device) -> Descriptor:
             path=storage.name,
         )
     raw = storage.pread(storage.size, 0)
-    if raw.partition(b"\0")[2].strip(b"\0"):
-        raise DescriptorError("the text goes on behind a NUL, which ends it", path=storage.name)
-    return descriptor.parse(raw, storage.name)
+    if _EXTENT_AGAIN.search(left_behind(raw)):
+        raise DescriptorError("extents stand behind a NUL, which ends the text", path=storage.name)
+    text = descriptor.parse(raw, storage.name)
+    if left_behind(raw):
+        text.doubts.append(_left_doubt(raw, text, 0))
+    return text
+
+
+def left_behind(raw: bytes | bytearray) -> bytes:
+    """Return what follows the NUL that ends a descriptor, as far as it says something.
+
+    qemu writes a content ID without leading zeros over a longer one, and the end of the longer text stays behind: the
+    same bytes that end the text. They say nothing.
+    """
+    text, _, rest = bytes(raw).partition(b"\0")
+    rest = rest.strip(b"\0")
+    return b"" if text.endswith(rest) else rest
+
+
+def _left_doubt(raw: bytes | bytearray, text: Descriptor, at: int) -> Doubt:
+    return Doubt(f"{len(left_behind(raw))} bytes follow the end of the descriptor; they are not read", text.path, at)
 
 
 def open_image(
