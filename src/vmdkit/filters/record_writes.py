@@ -63,11 +63,13 @@ class Journal:
             self._now += 1
             return self._now
 
-    def begin(self, verb: str, file: str, offset: int = 0, length: int = 0, data: bytes = b"") -> Entry:
+    def begin(
+        self, verb: str, file: str, offset: int = 0, length: int = 0, data: bytes = b"", *, other: str = ""
+    ) -> Entry:
         """Note that a change begins."""
         with self._lock:
             self._now += 1
-            entry = Entry(verb, file, offset, length or len(data), data, begun=self._now)
+            entry = Entry(verb, file, offset, length or len(data), data, other, begun=self._now)
             self.entries.append(entry)
             return entry
 
@@ -78,40 +80,41 @@ class Journal:
 
 
 class RecordWrites(Device):
-    """A device in front of another that writes each change into a journal, under the other's name.
+    """A device in front of another that writes each change into a journal, under the other's name or as ``file``.
 
     ``trim`` is recorded as zeros, which is what it makes of a file.
     """
 
-    def __init__(self, inner: Device, journal: Journal) -> None:
+    def __init__(self, inner: Device, journal: Journal, *, file: str = "") -> None:
         """Take over ``inner``."""
         super().__init__(
             inner.size, name=inner.name, can=inner.can, block_size=inner.block_size, contexts=inner.contexts
         )
         self._inner = inner
         self._journal = journal
+        self._file = file or inner.name
 
     def _pread_into(self, view: memoryview, offset: int) -> None:
         self._inner.pread_into(view, offset)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
-        with _Noted(self._journal, self._journal.begin("write", self._name, offset, data=bytes(view))):
+        with _Noted(self._journal, self._journal.begin("write", self._file, offset, data=bytes(view))):
             self._inner.pwrite(view, offset)
 
     def _zero(self, count: int, offset: int, *, no_hole: bool, fast: bool) -> None:
-        with _Noted(self._journal, self._journal.begin("zero", self._name, offset, count)):
+        with _Noted(self._journal, self._journal.begin("zero", self._file, offset, count)):
             self._inner.zero(count, offset, no_hole=no_hole, fast=fast)
 
     def _trim(self, count: int, offset: int) -> None:
-        with _Noted(self._journal, self._journal.begin("zero", self._name, offset, count)):
+        with _Noted(self._journal, self._journal.begin("zero", self._file, offset, count)):
             self._inner.trim(count, offset)
 
     def _resize(self, size: int) -> None:
-        with _Noted(self._journal, self._journal.begin("resize", self._name, length=size)):
+        with _Noted(self._journal, self._journal.begin("resize", self._file, length=size)):
             self._inner.resize(size)
 
     def _flush(self) -> None:
-        with _Noted(self._journal, self._journal.begin("flush", self._name)):
+        with _Noted(self._journal, self._journal.begin("flush", self._file)):
             self._inner.flush()
 
     def _cache(self, count: int, offset: int) -> None:

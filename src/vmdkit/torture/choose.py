@@ -44,7 +44,7 @@ def choose(
     seen: set[State] = set()
     for cut in sorted(set(cuts)):
         seen.update(_nasty(replay, cut, label, rng))
-    nasty = sorted(seen, key=_order)
+    nasty = sorted(seen)
     if len(nasty) > count * _NASTY_SHARE:
         nasty = rng.sample(nasty, int(count * _NASTY_SHARE))
     chosen = dict.fromkeys(nasty)
@@ -53,11 +53,7 @@ def choose(
         if len(chosen) >= count:
             break
         chosen[_random(replay, rng.choice(places), rng)] = None
-    yield from sorted(chosen, key=_order)
-
-
-def _order(state: State) -> tuple[int, str]:
-    return state.cut, repr(state)
+    yield from sorted(chosen)
 
 
 def _nasty(replay: Replay, cut: int, label: Label, rng: random.Random) -> Iterator[State]:

@@ -199,7 +199,9 @@ def plans() -> dict[str, Plan]:
         "sparse-64k": lambda up: Plan("", "monolithicSparse", large, 64 * KIB, up, Hosted(64 * KIB)),
         "sparse-v2": lambda up: Plan("", "monolithicSparse", small, parent=up, how=Hosted(zero_grains=True)),
         "sparse-no-rgd": lambda up: Plan("", "monolithicSparse", small, parent=up, how=Hosted(redundant=False)),
-        "sparse-on-demand": lambda up: Plan("", "monolithicSparse", 3 * small, parent=up, how=Hosted(on_demand=True)),
+        "sparse-on-demand": lambda up: Plan(
+            "", "monolithicSparse", small + 2 * MIB, parent=up, how=Hosted(on_demand=True)
+        ),
         "split": lambda up: Plan("", "twoGbMaxExtentSparse", small, parent=up, split=768 * KIB),
         "split-v2": lambda up: Plan(
             "", "twoGbMaxExtentSparse", small, parent=up, split=768 * KIB, how=Hosted(zero_grains=True)

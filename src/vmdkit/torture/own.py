@@ -133,7 +133,7 @@ class OwnJudge:
         """Return what is wrong."""
         law = Law(expected, self._fixture.content, self._cid, self._closing)
         found = list(self._readable(files, law, state.cut))
-        chance = random.Random(f"judge {self._seed} {state}")
+        chance = random.Random(f"judge {self._seed} {state.key()}")
         if not found and chance.random() < self._effort.recover:
             found += self._recover(files, law, chance, self._effort.again)
         return found

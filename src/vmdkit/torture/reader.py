@@ -93,35 +93,39 @@ def _extent(
 def _hosted(out: bytearray, at: int, length: int, raw: bytes | bytearray, *, redundant: bool) -> None:
     version, flags, capacity, grain = struct.unpack_from("<IIQQ", raw, 4)
     entries, rgd, gd, overhead = struct.unpack_from("<IQQQ", raw, 44)
-    if version not in (1, 2) or flags & ~7 or capacity * SECTOR != length or raw[73:77] != b"\n \r\n":
+    if version not in (1, 2) or flags & ~7 or capacity * SECTOR < length or raw[73:77] != b"\n \r\n":
         raise UnreadableError("the header is damaged")
     directory = rgd if redundant and flags & 2 else gd
-    _grains(out, at, length, raw, directory, entries, grain * SECTOR, overhead, zeros=bool(flags & 4))
+    tables = -(-capacity // (grain * entries))
+    _grains(out, (at, length), raw, (directory, tables, entries), grain * SECTOR, overhead, zeros=bool(flags & 4))
 
 
 def _cowd(out: bytearray, at: int, length: int, raw: bytes | bytearray) -> None:
     version, _, capacity, grain, directory, count, free = struct.unpack_from("<7I", raw, 4)
-    if version != 1 or capacity * SECTOR != length or count * grain * _COWD_ENTRIES * SECTOR < length:
+    if version != 1 or capacity * SECTOR < length or count * grain * _COWD_ENTRIES * SECTOR < length:
         raise UnreadableError("the header is damaged")
-    end = _grains(out, at, length, raw, directory, _COWD_ENTRIES, grain * SECTOR, directory + 1, zeros=False)
+    where = (directory, -(-capacity // (grain * _COWD_ENTRIES)), _COWD_ENTRIES)
+    end = _grains(out, (at, length), raw, where, grain * SECTOR, directory + 1, zeros=False)
     if end > free:
         raise UnreadableError(f"sector {end - 1} is in use, and freeSector is {free}")
 
 
 def _grains(
     out: bytearray,
-    at: int,
-    length: int,
+    place: tuple[int, int],
     raw: bytes | bytearray,
-    directory: int,
-    entries: int,
+    where: tuple[int, int, int],
     grain: int,
     low: int,
     *,
     zeros: bool,
 ) -> int:
-    """Copy every grain of an extent; return the first sector behind all that the tables name."""
-    count = -(-length // (grain * entries))
+    """Copy every grain of an extent; return the first sector behind all that the tables name.
+
+    ``place`` is where the extent is on the disk and its length, ``where`` the directory, its entries, and theirs.
+    """
+    at, length = place
+    directory, count, entries = where
     tables = struct.unpack_from(f"<{count}I", raw, directory * SECTOR)
     end, used, view = 0, set(), memoryview(raw)
     for number, table in enumerate(tables):
@@ -132,13 +136,11 @@ def _grains(
         end = max(end, table + 4 * entries // SECTOR)
         codes = np.frombuffer(raw, dtype="<u4", count=entries, offset=table * SECTOR)
         for entry in np.flatnonzero(codes).tolist():
-            place = (number * entries + entry) * grain
-            size = min(grain, length - place)
-            if size <= 0:
-                raise UnreadableError(f"entry {entry} of table {number} is behind the end of the disk")
+            here = (number * entries + entry) * grain
+            size = max(0, min(grain, length - here))  # an extent may have more than the disk shows of it
             sector = int(codes[entry])
             if sector == 1 and zeros:
-                out[at + place : at + place + size] = bytes(size)
+                out[at + here : at + here + size] = bytes(size)
                 continue
             start = sector * SECTOR
             if sector < low or start + grain > len(raw) or sector in used:
@@ -147,5 +149,5 @@ def _grains(
                 raise UnreadableError(f"entry {entry} of table {number} is {sector}, not aligned")
             used.add(sector)
             end = max(end, sector + grain // SECTOR)
-            out[at + place : at + place + size] = view[start : start + size]
+            out[at + here : at + here + size] = view[start : start + size]
     return end

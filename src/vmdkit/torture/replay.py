@@ -69,13 +69,18 @@ class FileState(NamedTuple):
     sized: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class State:
     """What a power cut at ``cut`` has left. ``names`` says how many pending changes of names each directory kept."""
 
     cut: int
     files: tuple[tuple[str, FileState], ...]
     names: tuple[tuple[str, int], ...] = ()
+
+    def key(self) -> str:
+        """Return a text that no other state of the recording has."""
+        files = ";".join(f"{name}:{file.sized}:{','.join(map(hex, file.kept))}" for name, file in self.files)
+        return f"{self.cut} {files} {self.names}"
 
 
 class History:
