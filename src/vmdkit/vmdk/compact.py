@@ -38,7 +38,7 @@ from vmdkit.vmdk.structs import UNALLOCATED
 from vmdkit.vmdk.tables import TableExtent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmdkit.device import Device
     from vmdkit.vmdk.extent_file import Run
@@ -108,26 +108,30 @@ def _drop_zeros(disk: WritableDisk, progress: Progress) -> int:
 def _drop_grains(disk: WritableDisk, extent: TableExtent, start: int, progress: Progress) -> None:
     """Drop the grains of an extent (at ``start`` of the disk) that hold zeros, and need not."""
     storage, grain, dropped = extent.file, extent.grain, 0
-    step = max(_STEP, grain)
     data = [(at, run) for at, run in _runs(extent) if run.kind is RunKind.DATA]
     for offset, run in data:
-        for at, count in ranges.split(offset, run.length, step):
+        for at, count in ranges.split(offset, run.length, max(_STEP, grain)):
             view = memoryview(storage.pread(count, run.at + at - offset))
+            for first, length, _ in ranges.coalesce(_zero_grains(extent, view, at)):
+                dropped += _drop(disk, extent, first, length, start)
             progress(count)
-            if grain < _BLOCK and not _has_zero_sector(view):
-                continue
-            for piece, length in ranges.split(at, count, grain):
-                if piece % grain or not is_zero(view[piece - at : piece - at + length]):
-                    continue
-                if piece + length < extent.length and length < grain:
-                    continue
-                dropped += _drop(disk, extent, piece, length, start)
         if dropped >= _PUBLISH:
             disk.flush()
             dropped = 0
 
 
-def _runs(extent: TableExtent) -> Iterable[tuple[int, Run]]:
+def _zero_grains(extent: TableExtent, view: memoryview, at: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset, length, 0) of the whole grains of zeros in ``view``, which begins at ``at`` of the extent."""
+    grain = extent.grain
+    if grain < _BLOCK and not _has_zero_sector(view):
+        return
+    for offset, length in ranges.split(at, len(view), grain):
+        whole = offset % grain == 0 and (length == grain or offset + length == extent.length)
+        if whole and is_zero(view[offset - at : offset - at + length]):
+            yield offset, length, 0
+
+
+def _runs(extent: TableExtent) -> Iterator[tuple[int, Run]]:
     offset = 0
     for run in extent.runs(0, extent.length):
         yield offset, run
@@ -140,19 +144,20 @@ def _has_zero_sector(view: memoryview) -> bool:
     return bool((~whole.any(axis=1)).any()) or bool(len(view) % SECTOR)
 
 
-def _drop(disk: WritableDisk, extent: TableExtent, at: int, count: int, start: int) -> int:
-    """Drop one grain of zeros; over a parent only what is zero there too, or can be marked as zero."""
-    writer = extent.writer
+def _drop(disk: WritableDisk, extent: TableExtent, offset: int, length: int, start: int) -> int:
+    """Drop grains of zeros; over a parent only what is zero there too, or can be marked as zero. Return their bytes."""
+    writer, parent, grain = extent.writer, disk.parent, extent.grain
     if writer is None:
         return 0
-    code: int | None = UNALLOCATED
-    parent = disk.parent
-    if parent is not None and not all(run.flags & ExtentFlags.ZERO for run in parent.extents(count, start + at)):
-        code = writer.zero_code
-    if code is None:
-        return 0
-    writer.free(at // extent.grain, at // extent.grain + 1, code)
-    return count
+    dropped = 0
+    for at, count in [(offset, length)] if parent is None else ranges.split(offset, length, grain):
+        code: int | None = UNALLOCATED
+        if parent is not None and not all(run.flags & ExtentFlags.ZERO for run in parent.extents(count, start + at)):
+            code = writer.zero_code
+        if code is not None:
+            writer.free(at // grain, -(-(at + count) // grain), code)
+            dropped += count
+    return dropped
 
 
 def _punch(storage: Device, start: int, length: int, progress: Progress) -> int:

@@ -160,10 +160,13 @@ def _copy_differing(
     after = new.pread(count, offset) if new is not None else bytearray(count)
     if before == after:
         return 0
+    differing = (
+        (at, length, 0)
+        for at, length in ranges.split(offset, count, grain)
+        if before[at - offset : at - offset + length] != after[at - offset : at - offset + length]
+    )
     written = 0
-    for at, length in ranges.split(offset, count, grain):
-        low, high = at - offset, at - offset + length
-        if before[low:high] != after[low:high]:
-            disk.pwrite(before[low:high], at)
-            written += length
+    for at, length, _ in ranges.coalesce(differing):
+        disk.pwrite(before[at - offset : at - offset + length], at)
+        written += length
     return written

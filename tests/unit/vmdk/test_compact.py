@@ -84,7 +84,7 @@ def test_zeros_go_and_the_rest_stays(subformat: str, tmp_path: Path) -> None:
                 )
     again = compact(path)
     assert (again.before, again.after) == (done.after, done.after)
-    assert again.punched < done.punched // 2  # ext4 takes some preallocated blocks for data
+    assert again.punched <= done.punched // 2  # ext4 takes some preallocated blocks for data
     fill(path, model, seed=1)
     with disk(path) as opened:
         assert opened.pread(SIZE, 0) == model.pread(SIZE, 0)
