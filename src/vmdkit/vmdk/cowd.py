@@ -20,6 +20,8 @@ from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
 from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
+from vmdkit.vmdk.repair import recover
+from vmdkit.vmdk.repair_cowd import mend_cowd
 from vmdkit.vmdk.structs import CowdHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
@@ -38,13 +40,7 @@ class CowdExtent(TableExtent):
 
     def __init__(self, storage: Device, *, kind: str) -> None:
         header = _read_header(storage)
-        low = header.gd_offset + header.gd_entries * _WIDTH
-
-        def decode(raw: bytes | bytearray) -> Codes:
-            return decode_sectors(raw, low=low, high=storage.size)
-
-        directory = decode(storage.pread(header.gd_entries * _WIDTH, header.gd_offset))
-        tables = GrainTables(storage, directory, entries=_ENTRIES, width=_WIDTH, decode=decode)
+        tables = _read_tables(storage, header)
         super().__init__(header.capacity, storage, tables, grain=header.grain_size, kind=kind)
         self.header = header
         if header.unclean_shutdown:
@@ -69,7 +65,10 @@ class CowdExtent(TableExtent):
         }
 
     def open_for_writing(self, session: Session) -> None:
-        """Get ready to be written."""
+        """Get ready to be written; after a crash the file is checked, and mended where nobody has to decide."""
+        if self.header.unclean_shutdown and recover(self._file, mend_cowd):
+            self.header = _read_header(self._file)
+            self.tables = _read_tables(self._file, self.header)
         if (self.tables.directory == structs.CORRUPT).any():
             raise CorruptError("the grain directory has entries that cannot be right", path=self.path)
         copy = Copy(self.header.gd_offset, np.maximum(self.tables.directory, 0).tolist())
@@ -84,6 +83,16 @@ class CowdExtent(TableExtent):
     def mark_unclean(self, *, unclean: bool) -> None:
         """Set or clear the word that tells of a writer that did not finish."""
         self._file.pwrite(int(unclean).to_bytes(4, "little"), CowdHeader.offset_of("unclean_shutdown"))
+
+
+def _read_tables(storage: Device, header: CowdHeader) -> GrainTables:
+    low = header.gd_offset + header.gd_entries * _WIDTH
+
+    def decode(raw: bytes | bytearray) -> Codes:
+        return decode_sectors(raw, low=low, high=storage.size)
+
+    directory = decode(storage.pread(header.gd_entries * _WIDTH, header.gd_offset))
+    return GrainTables(storage, directory, entries=_ENTRIES, width=_WIDTH, decode=decode)
 
 
 def _read_header(storage: Device) -> CowdHeader:

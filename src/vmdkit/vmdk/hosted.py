@@ -13,7 +13,6 @@ the caller may choose the other, and ``examine`` reports where they differ.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,8 @@ from vmdkit.units import GIB, MIB, SECTOR
 from vmdkit.vmdk import structs
 from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
-from vmdkit.vmdk.repair import Side, differing_tables, one_sided_tables, reconcile
+from vmdkit.vmdk.repair import differing_tables, recover
+from vmdkit.vmdk.repair_hosted import mend_hosted
 from vmdkit.vmdk.structs import HostedHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
@@ -40,7 +40,6 @@ _LARGEST_PACKED_GRAIN = 8 * MIB  # a compressed grain is inflated whole
 _MOST_ENTRIES = 4096  # entries in a table; the format says 512 always
 _ENTRIES = 512  # in a table, in everything that is written
 _WIDTH = 4  # bytes of a pointer
-_log = logging.getLogger(__name__)
 
 
 def read_header(storage: Device, offset: int = 0) -> HostedHeader:
@@ -176,7 +175,7 @@ class HostedExtent(TableExtent):
     def open_for_writing(self, session: Session) -> None:
         """Get ready to be written: both copies of the tables have to be whole and equal.
 
-        After a crash (the unclean flag is set) copies that differ as a crash leaves them are made equal first.
+        After a crash (the unclean flag is set) the file is checked, and mended where nobody has to decide.
         """
         header, storage = self.header, self._file
         unknown = header.flags & ~structs.KNOWN_FLAGS
@@ -186,23 +185,18 @@ class HostedExtent(TableExtent):
                 f"(version {header.version}, flags {header.flags:#x})",
                 path=self.path,
             )
+        if header.unclean_shutdown and recover(storage, mend_hosted):
+            self.header = header = read_header(storage)
+            self.tables = read_tables(storage, header, header.gd_offset)
         copies: list[Copy] = []
         if self._other is not None:
             other = read_tables(storage, header, self._other)
             differing = differing_tables(self.tables, other)
-            if differing and not header.unclean_shutdown:
+            if differing:
                 raise CorruptError(
                     f"the two copies of {len(differing)} grain tables differ; check and repair it before writing",
                     structure="grain table", path=self.path,
                 )  # fmt: skip
-            if header.unclean_shutdown:
-                differing = sorted({*differing, *one_sided_tables(self.tables, other)})
-            if differing:
-                sides = Side(self.tables, header.gd_offset), Side(other, self._other)
-                reconcile(storage, *sides, differing, header.grain_size)
-                _log.warning("%s: made the copies of %d grain tables equal after a crash", self.path, len(differing))
-                self.tables = read_tables(storage, header, header.gd_offset)
-                other = read_tables(storage, header, self._other)
             copies.append(_copy(other, self._other))
         copies.append(_copy(self.tables, header.gd_offset))
         zero_code = structs.ZERO if header.flags & structs.FLAG_ZERO_GRAINS else None

@@ -1,29 +1,61 @@
 # SPDX-FileCopyrightText: the vmdkit authors
 # SPDX-License-Identifier: Apache-2.0
-"""Mend what can be mended without any loss (format spec 4.4).
+"""Make a file fit to be written that was not closed cleanly: what opening for writing needs of repair (spec 4.3, 3).
 
-Made for now of the one repair that opening for writing needs: a power cut between the two copies of the grain
-tables leaves entries that one copy has and the other has not yet. Both values of each such entry were right at some
-moment after the last flush, so either may be kept; an entry that has a grain is preferred to one that has none.
+A power cut leaves entries that one copy of the tables has and the other has not yet, and tables that one directory
+points at only. Both values of each such entry were right at some moment after the last flush, so either may be kept;
+an entry that has a grain is preferred to one that has none. What else is wrong, and can be mended so that nothing
+reads otherwise, is mended too. If anything is left, the file is not written: that takes a decision.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from vmdkit.errors import CorruptError
-from vmdkit.vmdk.structs import CORRUPT, UNALLOCATED, encode_sectors
+from vmdkit.vmdk.check_findings import Severity
+from vmdkit.vmdk.repair_steps import Steps
+from vmdkit.vmdk.structs import UNALLOCATED
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
+    from vmdkit.vmdk.check_findings import Finder
     from vmdkit.vmdk.structs import Codes
     from vmdkit.vmdk.tables import GrainTables
 
 _AT_ONCE = 128  # tables compared together
-_WIDTH = 4  # bytes of a pointer
+_log = logging.getLogger(__name__)
+
+
+class Mend(Protocol):
+    """What mends one kind of extent file."""
+
+    def __call__(self, storage: Device, steps: Steps, *, clear_unclean: bool = True) -> Finder:
+        """Mend what is safe to mend; return what a check finds afterwards."""
+        ...
+
+
+def recover(storage: Device, mend: Mend) -> bool:
+    """Check a file that was not closed cleanly and mend what is safe; tell whether anything was changed.
+
+    The mark of not being closed stays. Raises CorruptError, saying how to go on, where anything wrong is left.
+    """
+    steps = Steps()
+    found = mend(storage, steps, clear_unclean=False)
+    for step in steps.done:
+        _log.warning("%s: not closed cleanly: %s", storage.name, step.text)
+    wrong = [one for one in found.findings if one.severity in (Severity.ERROR, Severity.REPAIRABLE)]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CorruptError(
+            f"it was not closed cleanly, and has damage that takes a decision: {wrong[0].text}{more}; "
+            "'vmdkit check' tells all, 'vmdkit repair --plan' what can be done; until then it can be read",
+            path=storage.name, offset=wrong[0].offset,
+        )  # fmt: skip
+    return bool(steps.done)
 
 
 def present_tables(*copies: GrainTables) -> Codes:
@@ -44,60 +76,3 @@ def differing_tables(primary: GrainTables, redundant: GrainTables) -> list[int]:
             different = (primary.bulk(first, last) != redundant.bulk(first, last)).reshape(-1, primary.entries)
             found += (np.flatnonzero(different.any(axis=1)) + first).tolist()
     return found
-
-
-def one_sided_tables(primary: GrainTables, redundant: GrainTables) -> list[int]:
-    """Return the numbers of tables that only one directory points at, as a crash leaves them where they are made."""
-    return np.flatnonzero((primary.directory == UNALLOCATED) != (redundant.directory == UNALLOCATED)).tolist()
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One copy of the tables, and where its directory is."""
-
-    tables: GrainTables
-    directory: int
-
-
-def reconcile(storage: Device, primary: Side, redundant: Side, numbers: list[int], grain: int) -> None:
-    """Make both copies of the given tables equal, durably; raises CorruptError where that is no safe choice.
-
-    A table that one copy lacks is made at the end of the file, and pointed at once it is durable. A second crash
-    leaves nothing that this would not mend in the same way.
-    """
-    merged: dict[int, Codes] = {}
-    for number in numbers:
-        one, two = (side.tables.bulk(number, number + 1) for side in (primary, redundant))
-        chosen = np.where(one == UNALLOCATED, two, one)
-        if (chosen == CORRUPT).any() or CORRUPT in (side.tables.directory[number] for side in (primary, redundant)):
-            raise CorruptError(
-                f"the two copies of grain table {number} differ, and neither is whole",
-                structure="grain table", path=storage.name,
-            )  # fmt: skip
-        merged[number] = chosen
-    _refuse_shared(storage, primary.tables, merged)
-    pointers: list[tuple[int, int]] = []  # where a directory entry is, and what it is to say
-    for side in (redundant, primary):
-        for number, chosen in merged.items():
-            place = int(side.tables.directory[number])
-            if place < 0:
-                place = -(-storage.size // grain) * grain
-                storage.resize(place + side.tables.raw_size)
-                pointers.append((side.directory + number * _WIDTH, place))
-            storage.pwrite(encode_sectors(chosen), place)
-    storage.flush()
-    for entry, place in pointers:
-        storage.pwrite(encode_sectors(np.array([place])), entry)
-    if pointers:
-        storage.flush()
-
-
-def _refuse_shared(storage: Device, primary: GrainTables, merged: dict[int, Codes]) -> None:
-    """Raise where a grain would belong to two entries after merging."""
-    seen: list[Codes] = []
-    for number in {*present_tables(primary).tolist(), *merged}:
-        codes = merged[number] if number in merged else primary.bulk(number, number + 1)
-        seen.append(codes[codes >= 0])
-    grains = np.concatenate(seen) if seen else np.empty(0, dtype=np.int64)
-    if len(np.unique(grains)) != len(grains):
-        raise CorruptError("two entries of the grain tables share a grain", structure="grain table", path=storage.name)
