@@ -65,8 +65,8 @@ class Can(IntFlag):
     EXTENTS = 64
     CACHE = 128
     MULTI_CONN = 256  # flush on one connection covers what completed on all
-    RESIZE = 512  # the end can be moved; what VMDK needs of the files it grows
-    FORK = 1024  # processes forked after opening may all use it
+    RESIZE = 0x200  # the end can be moved; what VMDK needs of the files it grows
+    FORK = 0x400  # processes forked after opening may all use it
 
 
 class BlockSize(NamedTuple):

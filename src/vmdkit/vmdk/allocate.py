@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vmdkit.errors import CorruptError, VmdkitError
-from vmdkit.units import MIB, SECTOR
+from vmdkit.units import GIB, MIB, SECTOR
 from vmdkit.vmdk.structs import CORRUPT, UNALLOCATED, encode_sectors
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Fill = Callable[[memoryview, int], None]
 
 _RUN = 4 * MIB  # bytes allocated and written at once; bounds how long others wait for a reserved grain
-_MOST_UNPUBLISHED = 512 * MIB  # bytes of new grains after which tables are published unasked
+_MOST_UNPUBLISHED = GIB // 2  # bytes of new grains after which tables are published unasked
 _MOST_TABLES = 2048  # changed tables kept in memory; with 512 entries 8 MiB, with 4096 64 MiB
 _HIGHEST = (1 << 32) * SECTOR  # bytes; a pointer has 32 bits of sectors
 _WIDTH = 4

@@ -38,7 +38,6 @@ _MOST_TABLES = 4 * MIB  # directory entries; 128 TiB of 64 KiB grains, twice the
 _LARGEST_GRAIN = GIB  # qemu reads as much; an uncompressed grain is never held in memory
 _LARGEST_PACKED_GRAIN = 8 * MIB  # a compressed grain is inflated whole
 _MOST_ENTRIES = 4096  # entries in a table; the format says 512 always
-_ENTRIES = 512  # in a table, in everything that is written
 _WIDTH = 4  # bytes of a pointer
 
 
@@ -179,7 +178,7 @@ class HostedExtent(TableExtent):
         """
         header, storage = self.header, self._file
         unknown = header.flags & ~structs.KNOWN_FLAGS
-        if header.version > 2 or unknown or header.table_entries != _ENTRIES or self._redundant:
+        if header.version > 2 or unknown or header.table_entries != structs.HOSTED_ENTRIES or self._redundant:
             raise UnsupportedError(
                 f"only versions 1 and 2 with known flags are written, through the primary directory "
                 f"(version {header.version}, flags {header.flags:#x})",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DESCRIPTOR_AREA = 20 * SECTOR  # bytes reserved for an embedded descriptor
 HOSTED_GRAIN = 64 * KIB
 COWD_GRAIN = SECTOR
-HOSTED_ENTRIES = 512
+HOSTED_ENTRIES = structs.HOSTED_ENTRIES
 COWD_ENTRIES = 4096
 WIDTH = 4  # bytes of a pointer
 MOST_HOSTED = 2 * TIB  # bytes of one extent: pointers have 32 bits of sectors

@@ -33,6 +33,7 @@ INCOMPATIBLE_FLAGS: Final = 0xFFFF0000
 GD_AT_END: Final = 0xFFFFFFFFFFFFFFFF * SECTOR  # gdOffset of a stream whose directory is in the footer
 NEWLINES: Final = b"\n \r\n"
 DEFLATE_ALGORITHM: Final = 1
+HOSTED_ENTRIES: Final = 512  # in a grain table of everything that is written (format spec 1.7)
 
 MARKER_EOS, MARKER_GT, MARKER_GD, MARKER_FOOTER, MARKER_PROGRESS = range(5)
 
