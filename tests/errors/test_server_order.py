@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that arrive at the worst moment: every one gets its whole reply."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+import images
+import nbdwire as n
+import vmdkit
+from nbdwire import connect, serving
+from vmdkit.storage.memory import MemoryDevice
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+class Waiting(MemoryDevice):
+    """Begins to answer its first read when ``told``, so that a client can say more in the meantime."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(random.Random(1).randbytes(size))
+        self.asked, self.told = threading.Event(), threading.Event()
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        self.asked.set()
+        self.told.wait(5)
+        super()._pread_into(view, offset)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("length", [MIB, 4 * MIB])
+def test_a_request_that_comes_while_a_long_reply_begins(mode: int, length: int) -> None:
+    # qemu-img convert of a compressed disk: the second read found the first one waiting for the socket, and took
+    # the place where its rest was remembered.
+    with Waiting(8 * MIB) as device, serving(device) as server, connect(server) as client:
+        client.enter(mode)
+        client.send(client.header(n.READ, 0, length, cookie=1))
+        assert device.asked.wait(5)
+        client.send(client.header(n.READ, 4 * MIB, length, cookie=2))
+        device.told.set()
+        replies = {}
+        for _ in range(2):
+            reply = client.reply(length)
+            replies[reply.cookie] = reply
+        for cookie, offset in ((1, 0), (2, 4 * MIB)):
+            data = replies[cookie].chunks[0][1] if mode == 0 else replies[cookie].data(length, offset)
+            assert data == device.pread(length, offset)
+
+
+@pytest.mark.parametrize("kind", ["stream-A", "hosted", "flat"])
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_many_sizes_at_once(tmp_path: Path, kind: str, mode: int) -> None:
+    chance = random.Random(f"{kind}{mode}")
+    image = images.SUBFORMATS[kind].build(tmp_path, "256k:A 256k:b 128k:- 1M:C 512k:0 2M:d 1M:E 4k:- 60k:F")
+    with vmdkit.open(image.path) as disk, serving(disk) as server, connect(server) as client:
+        client.enter(mode)
+        asked = {}
+        for cookie in range(60):
+            length = chance.choice([512, 4096, 65536, 98_304, 131_072, 300_000, MIB])
+            asked[cookie] = chance.randrange(image.size - length), length
+        words = [client.header(n.READ, *where, cookie=cookie) for cookie, where in asked.items()]
+        pauses = [chance.random() < 0.2 for _ in words]
+        wait = threading.Event()
+
+        def send() -> None:
+            for word, pause in zip(words, pauses, strict=True):
+                client.send(word)
+                if pause:
+                    wait.wait(0.001)
+
+        sending = threading.Thread(target=send)
+        sending.start()
+        lengths = {cookie: length for cookie, (_, length) in asked.items()}
+        for _ in asked:
+            reply = client.reply(lengths)
+            offset, length = asked[reply.cookie]
+            data = reply.chunks[0][1] if mode == 0 else reply.data(length, offset)
+            assert data == image.model.pread(length, offset)
+        sending.join()
