@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the vmdkit authors
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that is full or fails in the middle: the client is told, what was flushed stays, and power cuts change nothing."""
+"""A disk that is full or fails in the middle: the client is told, and what was flushed stays, power cuts or not."""
 
 from __future__ import annotations
 

@@ -165,6 +165,7 @@ def record(commands: Commands, directory: str, seed: int, requests: int, verbs: 
         files = read_files(directory)
         server = stack.enter_context(Server(commands.fill(commands.server, socket=socket), directory, socket, trace))
         client = server.connect()
+        stack.callback(client.close)
         if client.size != commands.size:
             raise UsageError(f"the server exports {client.size} bytes, {commands.size} were to be created")
         driver = Driver(client, Clock(), initial, seed)
@@ -176,7 +177,7 @@ def record(commands: Commands, directory: str, seed: int, requests: int, verbs: 
             entries = strace.parse(lines, directory, files)
         strace.complete(entries, files, read_files(directory))
     findings = [Finding("wrong while running", text) for text in driver.differed]
-    name = commands.fill(commands.server, socket="")[0] + (" child" if commands.parent else "")
+    name = os.path.basename(commands.fill(commands.server, socket="")[0]) + (" child" if commands.parent else "")
     return Recording(name, files, entries, Promises(initial, driver.requests), findings=findings)
 
 

@@ -130,11 +130,12 @@ class _Trace:
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _inside(self, path: str) -> str | None:
-        """Return the name of a path in our directory; None where it is elsewhere."""
+        """Return the name of a path in our directory; None where it is elsewhere, or below it (lock directories)."""
         path = path.removesuffix(" (deleted)")
         if path == self._home:
             return ""
-        return path[len(self._home) + 1 :] if path.startswith(self._home + "/") else None
+        home, name = os.path.split(path)
+        return name if home == self._home else None
 
     def _of_fd(self, arguments: str) -> str | None:
         """Return which file the call's first argument means; the directory itself is the empty name."""
