@@ -122,13 +122,13 @@ def commit(
     *,
     keep: bool = False,
     delete: bool = False,
-    force: bool = False,
+    with_children: bool = False,
     progress: Callable[[int], None] | None = None,
     files: Files | None = None,
 ) -> Committed:
     """Merge ``child`` into its parent; then the child is emptied, or with ``keep`` left alone, or with ``delete`` gone.
 
-    ``force`` commits though other disks were made from the parent. ``progress`` gets numbers of merged bytes.
+    ``with_children`` commits though other disks were made from the parent. ``progress`` gets numbers of bytes.
     Raises UsageError, ChainError, UnsupportedError, OSError; the chain reads as before then, and the commit may be
     repeated, as it may after a power cut.
     """
@@ -136,7 +136,7 @@ def commit(
 
     from vmdkit.vmdk import commit as commits
 
-    options = commits.CommitOptions(keep=keep, delete=delete, force=force)
+    options = commits.CommitOptions(keep=keep, delete=delete, with_children=with_children)
     return commits.commit(
         Workshop() if files is None else files, paths.fspath(child), options, progress or (lambda _: None)
     )
@@ -169,22 +169,24 @@ def resize(
     size: int,
     *,
     shrink: bool = False,
-    force: bool = False,
+    with_children: bool = False,
+    overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
     files: Files | None = None,
 ) -> tuple[int, int]:
     """Give ``disk`` a size of ``size`` bytes, rounded up to 512; return the old and the new size.
 
-    ``shrink`` allows a smaller size: what lies behind is lost. ``force`` allows what breaks children, and overwrites
-    files that are in the way. ``progress`` gets numbers of bytes that had to be moved. Raises UsageError,
-    UnsupportedError, OSError; the disk is whole then, as after a power cut, with its old size or the new one.
+    ``shrink`` allows a smaller size: what lies behind is lost. ``with_children`` allows to break disks made from
+    this one, ``overwrite`` to replace files that are in the way of new extents. ``progress`` gets numbers of bytes
+    that had to be moved. Raises UsageError, UnsupportedError, OSError; the disk is whole then, as after a power cut,
+    with its old size or the new one.
     """
     import os as paths
 
     from vmdkit.vmdk import resize as resizes
 
     files = Workshop() if files is None else files
-    options = resizes.ResizeOptions(shrink=shrink, force=force)
+    options = resizes.ResizeOptions(shrink=shrink, with_children=with_children, overwrite=overwrite)
     return resizes.resize(files, paths.fspath(disk), size, options, progress or (lambda _: None))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmdkit.cli.disk import add_disk_options
+from vmdkit.cli.create import add_allow_path
 from vmdkit.cli.progress import shown
 from vmdkit.cli.render import out, out_json
 from vmdkit.units import format_size
@@ -28,9 +28,11 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("child", metavar="CHILD")
     parser.add_argument("-d", "--keep", action="store_true", help="leave the data in CHILD too (as qemu-img's -d)")
     parser.add_argument("--delete", action="store_true", help="remove CHILD; disks made from it move to its parent")
-    parser.add_argument("--force", action="store_true", help="though other disks were made from the parent")
+    parser.add_argument(
+        "--with-children", action="store_true", help="though other disks were made from the parent, and are lost"
+    )
     parser.add_argument("-p", dest="bar", action="store_true", help="show a bar where stderr is a terminal (default)")
-    add_disk_options(parser)
+    add_allow_path(parser)
     parser.set_defaults(func=commit_verb)
 
 
@@ -43,7 +45,14 @@ def commit_verb(args: Namespace) -> int:
     with files.open_disk(args.child, single_link=True) as child:
         total = to_merge(child)
     with shown(args, total) as progress:
-        done = commit(args.child, keep=args.keep, delete=args.delete, force=args.force, progress=progress, files=files)
+        done = commit(
+            args.child,
+            keep=args.keep,
+            delete=args.delete,
+            with_children=args.with_children,
+            progress=progress,
+            files=files,
+        )
     if args.json:
         out_json({"parent": done.parent, "merged": done.merged, "emptied": done.emptied, "deleted": done.deleted})
     elif not args.quiet:

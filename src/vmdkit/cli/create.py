@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmdkit.cli.disk import add_disk_options
-from vmdkit.cli.render import out, out_json
+from vmdkit.cli.render import out, out_json, say
 from vmdkit.errors import UsageError
-from vmdkit.units import format_size, parse_size
+from vmdkit.units import TIB, format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmdkit.cli.parser import Parser, Verbs
 
+MOST = 2 * TIB  # bytes of a file that its pointers reach (format spec 1.7)
 _SWITCHES = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
 # what is typed after -o, qemu-img's names among them -> (keyword of Recipe, how it is read)
 _TEXT, _SWITCH, _SIZE = "text", "on or off", "a size"
@@ -50,13 +50,24 @@ def register(verbs: Verbs) -> None:
     add_recipe_options(parser)
     parser.add_argument("-b", "--parent", metavar="DISK", help="make a child that holds what differs from DISK")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
-    add_disk_options(parser)
+    add_allow_path(parser)
     parser.set_defaults(func=create_verb)
 
 
 def add_recipe_options(parser: Parser) -> None:
     """Add -o, which may be given several times."""
     parser.add_argument("-o", dest="options", metavar="KEY=VALUE[,...]", action="append", default=[])
+
+
+def add_allow_path(parser: Parser) -> None:
+    """Add --allow-path, the one option for opening disks that makes sense where they are changed."""
+    parser.add_argument(
+        "--allow-path",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="extents and parents may lie in DIR too (repeatable)",
+    )
 
 
 def create_verb(args: Namespace) -> int:
@@ -74,7 +85,20 @@ def create_verb(args: Namespace) -> int:
         **options,
     )
     tell_created(args, args.path)
+    _warn_of_the_end(args.path, args.allow_path)
     return 0
+
+
+def _warn_of_the_end(path: str, allow_path: Sequence[str]) -> None:
+    """Say so where the file of a sparse extent, when full, would be longer than its pointers reach."""
+    from vmdkit import opener
+    from vmdkit.vmdk.hosted import HostedExtent
+
+    with opener.open(path, single_link=True, allow_paths=tuple(allow_path)) as disk:
+        for extent in getattr(disk, "extent_files", ()):
+            over = extent.length + extent.header.overhead - MOST if isinstance(extent, HostedExtent) else 0
+            if over > 0:
+                say(f"{path}: its file can hold all but {format_size(over)} of the disk: pointers end at 2 TiB")
 
 
 def tell_created(args: Namespace, path: str) -> None:

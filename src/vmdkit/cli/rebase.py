@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmdkit.cli.disk import add_disk_options
+from vmdkit.cli.create import add_allow_path
 from vmdkit.cli.progress import shown
 from vmdkit.cli.render import out, out_json
 from vmdkit.units import format_size
@@ -31,7 +31,7 @@ def register(verbs: Verbs) -> None:
         "-u", "--unsafe", action="store_true", help="copy nothing: the old parent was moved, or NEW reads the same"
     )
     parser.add_argument("-p", dest="bar", action="store_true", help="show a bar where stderr is a terminal (default)")
-    add_disk_options(parser)
+    add_allow_path(parser)
     parser.set_defaults(func=rebase_verb)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vmdkit.cli.disk import add_disk_options
+from vmdkit.cli.create import add_allow_path
 from vmdkit.cli.render import out, out_json
 from vmdkit.errors import UsageError
 from vmdkit.units import format_size, parse_size
@@ -28,8 +28,11 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("disk", metavar="DISK")
     parser.add_argument("size", metavar="SIZE|+N|-N")
     parser.add_argument("--shrink", action="store_true", help="a smaller size is meant: what lies behind it is lost")
-    parser.add_argument("--force", action="store_true", help="though other disks were made from this one")
-    add_disk_options(parser)
+    parser.add_argument("-f", "--force", action="store_true", help="overwrite files that are in the way of new extents")
+    parser.add_argument(
+        "--with-children", action="store_true", help="though other disks were made from this one, and are lost"
+    )
+    add_allow_path(parser)
     # argparse takes only plain negative numbers for arguments; -5G is one too.
     parser._negative_number_matcher = re.compile(r"-\d[\d.]*\s*[a-zA-Z]*$")
     parser.set_defaults(func=resize_verb)
@@ -42,7 +45,9 @@ def resize_verb(args: Namespace) -> int:
     files = Workshop(allow_paths=args.allow_path)
     with files.open_disk(args.disk, single_link=True) as disk:
         size = new_size(disk.size, args.size)
-    old, new = resize(args.disk, size, shrink=args.shrink, force=args.force, files=files)
+    old, new = resize(
+        args.disk, size, shrink=args.shrink, with_children=args.with_children, overwrite=args.force, files=files
+    )
     if args.json:
         out_json({"file": args.disk, "old": old, "new": new})
     elif not args.quiet:

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmdkit.cli.create import add_recipe_options, recipe_options, tell_created
-from vmdkit.cli.disk import add_disk_options
+from vmdkit.cli.create import add_allow_path, add_recipe_options, recipe_options, tell_created
 from vmdkit.cli.render import out
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("child", metavar="CHILD", nargs="?")
     add_recipe_options(parser)
     parser.add_argument("-f", "--force", action="store_true", help="overwrite files that exist")
-    add_disk_options(parser)
+    add_allow_path(parser)
     parser.set_defaults(func=snapshot_verb)
 
 

@@ -50,7 +50,9 @@ def refuse_children(files: Files, disk: VmdkDisk, what: str, but: str = "") -> N
     found = [os.path.basename(child.path) for child in children(files, disk, but)]
     if found:
         names = ", ".join(found[:3]) + (" and others" if len(found) > 3 else "")
-        raise UsageError(f"{names} would be broken by {what}: made from this disk as it is (--force)", path=disk.name)
+        raise UsageError(
+            f"{names} would be broken by {what}: made from this disk as it is (--with-children)", path=disk.name
+        )
 
 
 def _text(files: Files, path: str) -> Descriptor | None:

@@ -53,12 +53,12 @@ _ZERO_STEP = 256 * MIB
 class CommitOptions:
     """What becomes of the child: ``keep`` leaves its data in it, ``delete`` removes it; else it is emptied.
 
-    ``force`` commits though another disk was made from the parent, which cannot be read afterwards.
+    ``with_children`` commits though another disk was made from the parent, which cannot be read afterwards.
     """
 
     keep: bool = False
     delete: bool = False
-    force: bool = False
+    with_children: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,9 @@ def _check(files: Files, child: VmdkDisk, parent: VmdkDisk, path: str, options: 
         )
     if not child.writable and not options.keep:
         raise UsageError(f"a {mine.create_type} child cannot be emptied or marked; -d keeps it as it is", path=path)
-    if not options.force and due != mine.cid:  # else the parent has its new ID already, and who names it means that
+    if (
+        not options.with_children and due != mine.cid
+    ):  # else the parent has its new ID already, and who names it means that
         refuse_children(files, parent, "committing to it", but=path)
 
 

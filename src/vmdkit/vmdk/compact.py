@@ -83,9 +83,9 @@ def compact(files: Files, path: str, progress: Progress = lambda _: None) -> Com
         disk.flush()
         for extent in opened.extent_files:
             if isinstance(extent, HostedExtent):
-                _compact_hosted(extent.file)
+                close_gaps_hosted(extent.file)
             elif isinstance(extent, CowdExtent):
-                _compact_cowd(extent.file)
+                close_gaps_cowd(extent.file)
         session.close()
         after = sum(storage.size for storage in storages if storage is not None)
     return Compacted(before, after, punched)
@@ -193,7 +193,8 @@ def _joined(numbers: list[int]) -> list[tuple[int, int]]:
 # ── free places ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _compact_hosted(storage: Device) -> None:
+def close_gaps_hosted(storage: Device) -> None:
+    """Move the last grains of a hosted extent to free places and cut the rest off; the flag is the caller's."""
     header = read_header(storage)
     if not is_canonical(storage, header):
         relayout(storage, header.capacity)
@@ -203,8 +204,8 @@ def _compact_hosted(storage: Device) -> None:
     storage.flush()
 
 
-def _compact_cowd(storage: Device) -> None:
-    """Grains go to the free places; then the tables behind them move up."""
+def close_gaps_cowd(storage: Device) -> None:
+    """Move the last grains of a COWD extent to free places, then the tables behind them, and cut the rest off."""
     header = cowd_resize.read_cowd(storage)
     tables = cowd_resize.cowd_tables(storage, header)
     start = layout.round_up(header.gd_offset + header.gd_entries * layout.WIDTH, SECTOR)

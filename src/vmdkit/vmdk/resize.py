@@ -25,6 +25,7 @@ from vmdkit.errors import UnsupportedError, UsageError
 from vmdkit.units import SECTOR, format_size
 from vmdkit.vmdk import descriptor_edit, layout
 from vmdkit.vmdk.children import refuse_children
+from vmdkit.vmdk.compact import close_gaps_cowd, close_gaps_hosted
 from vmdkit.vmdk.cowd import CowdExtent
 from vmdkit.vmdk.cowd_resize import resize_cowd
 from vmdkit.vmdk.create import SHAPES, Shape, check_size
@@ -49,10 +50,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ResizeOptions:
-    """``shrink`` allows a smaller size, whose tail is lost; ``force`` allows what breaks children, and overwrites."""
+    """What is allowed.
+
+    ``shrink`` a smaller size, whose tail is lost; ``with_children`` to lose disks that were made from this one;
+    ``overwrite`` to replace files that are in the way of new extents.
+    """
 
     shrink: bool = False
-    force: bool = False
+    with_children: bool = False
+    overwrite: bool = False
 
 
 def resize(
@@ -117,7 +123,7 @@ class _Resizing:
                 "lost (--shrink)",
                 path=disk.name,
             )
-        if not self.options.force:
+        if not self.options.with_children:
             refuse_children(self.files, disk, "a new size")
         self.new = self._lengths()
         self._added = [
@@ -125,8 +131,8 @@ class _Resizing:
             for index, length in enumerate(self.new[len(self.old) :])
         ]
         for line in self._added:
-            if self.files.exists(os.path.join(self.home, line.name)) and not self.options.force:
-                raise UsageError("it is in the way of a new extent (--force overwrites it)", path=line.name)
+            if self.files.exists(os.path.join(self.home, line.name)) and not self.options.overwrite:
+                raise UsageError("it is in the way of a new extent (-f overwrites it)", path=line.name)
         self.text = self._text()
         check_room(disk, self.text)
 
@@ -193,6 +199,10 @@ class _Resizing:
         else:
             self._rewrite()
             self._resize_extent(last, starts[-1], self.new[len(kept) - 1], progress)
+            if isinstance(last, HostedExtent):
+                close_gaps_hosted(last.file)
+            elif isinstance(last, CowdExtent):
+                close_gaps_cowd(last.file)
             self._remove([line.name for line in lines[len(kept) :] if line.name is not None])
         last.mark_unclean(unclean=False)
         if last.storage is not None:
@@ -244,7 +254,7 @@ class _Resizing:
                     else:
                         layout.write_hosted(storage, self._header(line.length))
                     storage.flush()
-                self.files.rename(temporary, final, replace=self.options.force)
+                self.files.rename(temporary, final, replace=self.options.overwrite)
             finally:
                 with suppress(FileNotFoundError):
                     self.files.remove(temporary)

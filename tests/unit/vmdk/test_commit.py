@@ -126,7 +126,7 @@ def test_other_children_are_refused(tmp_path: Path) -> None:
     other = snapshot(tmp_path / "a.vmdk")
     with pytest.raises(UsageError, match=r"a-000001\.vmdk would be broken"):
         commit(tmp_path / "b.vmdk")
-    commit(tmp_path / "b.vmdk", force=True)
+    commit(tmp_path / "b.vmdk", with_children=True)
     with pytest.raises(ChainError, match="has changed since"):
         read(other)
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_committed(tmp_path: Path) -> None:
         commit(tmp_path / "b.vmdk", keep=True, delete=True)
     write(tmp_path / "a.vmdk", Model(SIZE), b"changed", 0)
     with pytest.raises(ChainError, match="has changed since"):
-        commit(tmp_path / "b.vmdk", force=True)
+        commit(tmp_path / "b.vmdk", with_children=True)
 
 
 def test_a_short_content_id_makes_room(tmp_path: Path) -> None:

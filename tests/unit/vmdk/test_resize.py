@@ -133,7 +133,7 @@ def test_split_disks_get_and_lose_extents(subformat: str, piece: int, tmp_path: 
     (tmp_path / ("a-s003.vmdk" if "Sparse" in subformat else "a-f003.vmdk")).touch()
     with pytest.raises(UsageError, match="in the way"):
         resize(path, 5 * GIB)
-    resize(path, 5 * GIB, force=True)
+    resize(path, 5 * GIB, overwrite=True)
 
 
 def test_thick_stays_thick(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_chains_are_refused(tmp_path: Path) -> None:
         resize(child, 2 * MIB)
     with pytest.raises(UsageError, match=r"a-000001\.vmdk would be broken by a new size"):
         resize(tmp_path / "a.vmdk", 2 * MIB)
-    resize(tmp_path / "a.vmdk", 2 * MIB, force=True)
+    resize(tmp_path / "a.vmdk", 2 * MIB, with_children=True)
 
 
 def test_others_are_refused(build: Make, tmp_path: Path) -> None:
