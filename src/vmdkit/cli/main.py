@@ -37,6 +37,7 @@ VERBS = {
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
+    "repair": ("vmdkit.cli.repair", "mend a disk, or say how"),
     "unlock": ("vmdkit.cli.unlock", "remove the locks that a dead program has left"),
     "serve": ("vmdkit.cli.serve", "export disks over NBD"),
     "torture": ("vmdkit.cli.torture", "cut the power of a writer, and see what it had promised"),

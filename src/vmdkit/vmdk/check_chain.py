@@ -115,6 +115,8 @@ def check_sidecars(finder: Finder, text: Descriptor, gate: Gate) -> None:
         except (VmdkitError, OSError):
             finder.note("ctk", f"the file of changed blocks {name!r} cannot be opened", structure="descriptor")
     for holder in locks.holders(text.path):
+        if holder.mine:
+            continue  # who repairs, checks
         if holder.stale:
             finder.note(
                 "lock-stale", f"a lock is left of {holder}, which is no more", structure="lock",

@@ -13,6 +13,7 @@ from vmdkit.vmdk import check_header, structs
 from vmdkit.vmdk.check_findings import Finder, Severity
 from vmdkit.vmdk.check_grains import Intervals, Occupancy, Seen, leaks, places_of, present_runs, read_tables
 from vmdkit.vmdk.check_merge import merge
+from vmdkit.vmdk.descriptor import looks_like_descriptor
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.structs import Codes, HostedHeader
 
 _GT = "grain table"
+_TEXT_HEAD = 4096  # bytes of a descriptor that tell it is one
+_BESIDE = {"leak", "unclean", "header-padding"}  # what may be found beside wrong newline bytes
 _TEXTS = {
     "gte-beyond-eof": "{} entries of the grain tables point behind the end of the file; reading there fails",
     "gte-metadata": "{} entries of the grain tables point into header, descriptor or tables; reading there fails",
@@ -309,6 +312,11 @@ class HostedCheck(Finder):
                 structure="HostedHeader", offset=offset,
             )  # fmt: skip
 
+    def _text_is_there(self) -> bool:
+        at, length = self.area
+        raw = self.storage.pread(min(length, _TEXT_HEAD), at) if length else b""
+        return not any(raw) or looks_like_descriptor(raw)
+
     def overhead(self) -> int | None:
         """Return what the header should say of the bytes before the first grain; None where nothing fits."""
         if self.header is None:
@@ -317,10 +325,16 @@ class HostedCheck(Finder):
         return due if due <= self.lowest or not self.grains else None
 
     def _judge_newlines(self) -> None:
-        """Where all else is sound, four bytes of the header are all that is wrong, and can be set right."""
+        """Where nothing else is unusual, four bytes of the header are all that is wrong, and can be set right.
+
+        A transfer that changed them and more has moved everything behind its first line end: then the descriptor
+        does not begin where it should, and the directories are empty or lead nowhere.
+        """
         others = [finding for finding in self.findings if finding.code != "header-newlines"]
-        if len(others) == len(self.findings) or any(
-            finding.severity in (Severity.ERROR, Severity.REPAIRABLE) for finding in others
+        if (
+            len(others) == len(self.findings)
+            or {finding.code for finding in others} - _BESIDE
+            or not self._text_is_there()
         ):
             return
         self.findings = others

@@ -80,13 +80,19 @@ class Member:
         """Whether it is of this machine."""
         return self.machine == machine_id()
 
+    @property
+    def mine(self) -> bool:
+        """Whether it is of this very process."""
+        match = _EXECUTION.fullmatch(self.execution)
+        return self.ours and match is not None and int(match[1]) == os.getpid()
+
     def __str__(self) -> str:
         match = _EXECUTION.fullmatch(self.execution)
         if self.number < 0:
             return f"an unknown program ({self.name} cannot be understood)"
         who = f"{match[3] or 'a program'} (process {match[1]})" if match else f"a program ({self.execution})"
-        if match and self.ours and int(match[1]) == os.getpid():
-            return f"this very process ({match[1]})"
+        if self.mine:
+            return f"this very process ({os.getpid()})"
         return f"{who} on this machine, {socket.gethostname()}" if self.ours else f"{who} on machine {self.machine}"
 
 

@@ -53,6 +53,11 @@ class Holder:
     stale: bool = False
     member: Member | None = None
 
+    @property
+    def mine(self) -> bool:
+        """Whether it is this very process."""
+        return self.member is not None and self.member.mine
+
     def __str__(self) -> str:
         return self.text
 
