@@ -264,9 +264,13 @@ class _Construction:
     def _refuse_existing(self, chain: set[str]) -> None:
         for part in self._parts:
             if part.final in chain:
-                raise UsageError("its parent is made of this very file", path=part.final)
+                raise UsageError("its parent is made of this very file", path=self._shown(part))
             if self.files.exists(part.final) and not self.overwrite:
-                raise UsageError("it exists; -f overwrites it", path=part.final)
+                raise UsageError("it exists; -f overwrites it", path=self._shown(part))
+
+    def _shown(self, part: _Part) -> str:
+        """Return the name of a file as the user would write it."""
+        return os.path.join(os.path.dirname(self.path), os.path.basename(part.final))
 
     def _text(self) -> bytes:
         """Return the descriptor. A child says of itself only what its parent cannot (format spec 1.6)."""
