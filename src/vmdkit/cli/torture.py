@@ -56,6 +56,10 @@ def register(verbs: Verbs) -> None:
     server.add_argument("--replay", metavar="FILE", help="judge a recording that was kept; its commands are known")
     own = parser.add_argument_group("our own writer")
     own.add_argument("--disk", metavar="NAME", action="append", default=[], help="kind of disk (repeatable; 'list')")
+    own.add_argument(
+        "--operation", metavar="NAME", action="append", default=[],
+        help="create, commit and so on (repeatable; 'all', 'list'); without --disk and --operation all of both",
+    )  # fmt: skip
     own.add_argument("--rounds", type=int, default=1, metavar="N", help="seeds for each kind, from --seed on")
     own.add_argument("--threads", type=int, default=1, metavar="N", help="clients at once (not repeatable by seed)")
     own.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
@@ -82,11 +86,9 @@ def torture_verb(args: Namespace) -> int:
         if not args.replay and len(given) < 3:  # the three commands
             raise UsageError("--create, --server and --read are needed, all three")
         results = [_server(args)]
-    elif args.disk == ["list"]:
-        from vmdkit.torture.fixtures import plans
-
-        for name, plan in plans().items():
-            out(f"{name:<24} {plan.kind}")
+    elif "list" in (*args.disk, *args.operation):
+        for name in _known()["list" in args.operation]:
+            out(name)
         return 0
     else:
         results = list(_own(args))
@@ -129,20 +131,33 @@ def _chosen(text: str | None) -> tuple[str, ...]:
     return verbs
 
 
+def _known() -> tuple[list[str], list[str]]:
+    """Return the kinds of disks, and the operations."""
+    from vmdkit.torture.fixtures import plans
+    from vmdkit.torture.scenes import operations
+
+    return list(plans()), list(operations())
+
+
+def _work(args: Namespace) -> list[tuple[str, int, int, int, int]]:
+    """Return what to do, each with its seed."""
+    disks, operations = _known()
+    for given, known in ((args.disk, disks), (args.operation, [*operations, "all"])):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise UsageError(f"nothing here is called {unknown[0]!r}; --disk list and --operation list say what is")
+    if not args.disk and not args.operation:
+        names = disks + operations
+    else:
+        names = args.disk + (operations if "all" in args.operation else args.operation)
+    seeds = range(args.seed, args.seed + args.rounds)
+    return [(name, seed, args.states, args.requests, args.threads) for seed in seeds for name in names]
+
+
 def _own(args: Namespace) -> Iterator[Result]:
     from concurrent.futures import ProcessPoolExecutor
 
-    from vmdkit.torture.fixtures import plans
-
-    known = plans()
-    unknown = [name for name in args.disk if name not in known]
-    if unknown:
-        raise UsageError(f"no kind of disk is called {unknown[0]!r}; '--disk list' lists them")
-    work = [
-        (name, seed, args.states, args.requests, args.threads)
-        for seed in range(args.seed, args.seed + args.rounds)
-        for name in args.disk or known
-    ]
+    work = _work(args)
     if args.jobs == 1:
         yield from map(_one, work)
         return
@@ -154,13 +169,15 @@ def _own(args: Namespace) -> Iterator[Result]:
 
 
 def _one(work: tuple[str, int, int, int, int]) -> Result:
-    from vmdkit.torture import own
+    from vmdkit.torture import operations, own, scenes
     from vmdkit.torture.fixtures import plans
 
     logging.getLogger("vmdkit.vmdk").setLevel(logging.ERROR)
     name, seed, states, requests, threads = work
-    effort = own.Effort(requests=requests, threads=threads)
-    return own.torture(plans()[name], seed, states=states, effort=effort)
+    plan = plans().get(name)
+    if plan is None:
+        return operations.torture(scenes.operations()[name], seed, states=states)
+    return own.torture(plan, seed, states=states, effort=own.Effort(requests=requests, threads=threads))
 
 
 # ── what is printed ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmdkit.errors import VmdkitError
-from vmdkit.filters.record_writes import Journal
+from vmdkit.filters.record_writes import FOREVER, Journal
 from vmdkit.torture import harness, reader
 from vmdkit.torture.choose import choose
 from vmdkit.torture.files import Folder
@@ -24,6 +24,8 @@ from vmdkit.torture.replay import Replay
 from vmdkit.torture.tell import tell
 from vmdkit.torture.workload import Driver, Mix, actions, run, run_threads
 from vmdkit.units import KIB
+from vmdkit.vmdk.check import check_disk
+from vmdkit.vmdk.check_findings import Severity
 from vmdkit.vmdk.image import Options, open_image, read_descriptor
 
 if TYPE_CHECKING:
@@ -42,8 +44,7 @@ REFUSED = "recovery refused"
 RUNNING = "wrong while running"
 SILENT = "change not announced"
 
-# What a crash may leave for check to say: all of it goes away, without loss, when the disk is next written.
-_HARMLESS = ("not closed cleanly", "differ between the two copies", "the header counts")
+_BAD = (Severity.ERROR, Severity.UNCHECKED)  # a crash may leave leaks, and what is mended without loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,9 @@ class OwnJudge:
         found = list(self._readable(files, law, state.cut))
         chance = random.Random(f"judge {self._seed} {state.key()}")
         if not found and chance.random() < self._effort.recover:
-            found += self._recover(files, law, chance, self._effort.again)
+            # The clock of the recovery is another one; what was closed stays closed.
+            settled = replace(law, closing=0 if state.cut >= law.closing else FOREVER)
+            found += self._recover(files, settled, chance, self._effort.again)
         return found
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -156,20 +159,23 @@ class OwnJudge:
                 if cut < law.closing and not all(link.unclean):
                     yield Finding(SILENT, f"{side}the content is being changed, and a file is not marked unclean")
             yield from self._ours(files, link.content, redundant=redundant)
+        yield from self._checked(files, _BAD)
 
     def _ours(self, files: Files, content: bytearray, *, redundant: bool) -> Iterator[Finding]:
-        """Read with our own reader, and check."""
+        """Read with our own reader."""
         try:
             with open_disk(Folder(files), self._fixture.top, redundant=redundant) as disk:
                 if disk.pread(disk.size, 0) != content:
                     yield Finding(DISAGREE, "our reader and the second one read different bytes")
-                doubts = [str(doubt) for doubt in (*disk.doubts, *disk.examine())]
         except (VmdkitError, OSError) as error:
             yield Finding(UNREADABLE, str(error))
-            return
-        for doubt in doubts:
-            if not any(text in doubt for text in _HARMLESS):
-                yield Finding(CHECK, doubt)
+
+    def _checked(self, files: Files, wrong: tuple[Severity, ...], when: str = "") -> Iterator[Finding]:
+        """Check, and find what is as bad as ``wrong``."""
+        folder = Folder(files)
+        for found in check_disk(folder.device(self._fixture.top), folder).findings:
+            if found.severity in wrong:
+                yield Finding(CHECK, f"{when}{found.code}: {found}")
 
     # ── recovery ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,11 +210,9 @@ class OwnJudge:
     def _closed(self, files: dict[str, bytearray], law: Law, end: int) -> Iterator[Finding]:
         """Judge a disk that was closed: nothing may be left to say of it."""
         yield from self._readable(dict(files), law, end)
-        with open_disk(Folder(files), self._fixture.top) as disk:
-            if disk.pread(disk.size, 0) == law.before:
-                return  # nothing was written, so nothing was opened and closed either
-            for doubt in (*disk.doubts, *disk.examine()):
-                yield Finding(CHECK, f"after recovery and closing: {doubt}")
+        link = reader.read(files, self._fixture.top)
+        if link.content != law.before:  # else nothing was written, so nothing was opened and closed either
+            yield from self._checked(dict(files), (*_BAD, Severity.REPAIRABLE), "after recovery and closing: ")
 
     def _cut_again(
         self, recording: Recording, old: tuple[Law, int], new: Law, chance: random.Random, again: int
