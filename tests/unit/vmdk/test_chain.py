@@ -118,6 +118,9 @@ def test_ignore_cid_takes_a_parent_of_another_size(kind: str, layout: str, tmp_p
         assert disk.size == 3 * K64
         wanted = child.model.pread(child.size, 0)
         assert disk.pread(disk.size, 0) == wanted
+        used = bytearray(b"\xee" * disk.size)
+        disk.pread_into(used, 0)
+        assert used == wanted
         for offset in (K64 - 5, K64, 2 * K64 - 5):
             assert disk.pread(10, offset) == wanted[offset : offset + 10]
         assert sum(run.length for run in disk.extents()) == disk.size

@@ -123,6 +123,30 @@ def test_many_threads_read_one_stream(tmp_path: Path) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_a_grain_that_says_it_belongs_elsewhere(name: str, tmp_path: Path) -> None:
+    image = images.stream_optimized(tmp_path, LAYOUT, STREAMS[name])
+    image.poke("grain[1].lba", 0)
+    with vmdkit.open(image.path) as disk:
+        with pytest.raises(
+            CorruptError, match="the marker says the grain belongs at 0x0, the table says 0x10000"
+        ) as caught:
+            disk.pread(1, K64)
+        assert caught.value.offset == image.fields["grain[1].lba"].offset
+        assert disk.pread(K64, 0) == image.model.pread(K64, 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2 * K64 + 513, 0xFFFFFFFF])
+def test_a_grain_of_a_length_that_cannot_be(size: int, tmp_path: Path) -> None:
+    image = images.stream_optimized(tmp_path, LAYOUT)
+    image.poke("grain[1].size", size)
+    with vmdkit.open(image.path) as disk:
+        with pytest.raises(CorruptError, match="compressed grain: ") as caught:
+            disk.pread(1, K64)
+        assert caught.value.offset == image.fields["grain[1].lba"].offset
+        assert disk.pread(K64, 3 * K64) == image.model.pread(K64, 3 * K64)
+
+
 # ── footers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
