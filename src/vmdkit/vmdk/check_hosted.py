@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.structs import Codes, HostedHeader
 
 _GT = "grain table"
+_MOST_COMPARED = 512  # grains of one table whose bytes are compared
 _TEXT_HEAD = 4096  # bytes of a descriptor that tell it is one
 _BESIDE = {"leak", "unclean", "header-padding"}  # what may be found beside wrong newline bytes
 _TEXTS = {
@@ -269,11 +270,30 @@ class HostedCheck(Finder):
             guests = (np.arange(shape.entries, dtype=np.int64) + number * shape.entries) * header.grain_size
             places = int(self.copies[0].addresses[number]) + 4 * np.arange(shape.entries, dtype=np.int64)
             differs = one[part] != two[part]
+            merged.undecided[self.alike(one[part], two[part], merged.undecided)] = False
             self._seen.note("gt-mismatch", np.flatnonzero(differs & ~merged.undecided), places, guests)
             self._seen.note("gt-conflict", np.flatnonzero(merged.undecided), places, guests)
             extra = merged.entries[merged.extra].astype(np.int64) * SECTOR
             kept = extra > SECTOR
             self._extras.append((extra[kept], guests[merged.extra][kept]))
+
+    def alike(self, one: Entries, two: Entries, where: Mask) -> Codes:
+        """Return which of the entries ``where`` lead, in both copies, to grains that hold the same bytes.
+
+        So a repair leaves them that was cut off while it gave an entry a grain of its own: either may be followed.
+        """
+        numbers = np.flatnonzero(where & self.sound(one) & self.sound(two) & (one > 1) & (two > 1))
+        grain = self.header.grain_size if self.header is not None else SECTOR
+        same = [
+            number
+            for number in numbers[:_MOST_COMPARED].tolist()
+            if self._grain(int(one[number]), grain) == self._grain(int(two[number]), grain)
+        ]
+        return np.array(same, dtype=np.int64)
+
+    def _grain(self, entry: int, grain: int) -> bytes:
+        at = entry * SECTOR
+        return bytes(self.storage.pread(min(grain, self.storage.size - at), at)).ljust(grain, b"\0")
 
     def _look_at_extras(self, taken: Occupancy) -> None:
         """Find entries of the redundant copy alone whose grain another entry has: then nobody knows whose it is."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.check_grains import Entries
     from vmdkit.vmdk.check_header import Copy
     from vmdkit.vmdk.repair_steps import Steps
+    from vmdkit.vmdk.structs import Codes
 
 _WIDTH = 4
 _BATCH = 16 * MIB  # bytes of grains copied between two barriers
@@ -126,6 +127,9 @@ class _Mender:
         merged = merge(one, two, *sound, crashed=bool(self.header.unclean_shutdown))
         entries = merged.entries.copy()
         undecided = merged.undecided
+        alike = self.check.alike(one, two, undecided)
+        entries[alike] = two[alike]  # which is another grain than that of any other entry, or the table is left alone
+        undecided[alike] = False
         if self.steps.consent.prefer:
             side, good = (one, sound[0]) if self.steps.consent.prefer == "primary" else (two, sound[1])
             entries[undecided & good] = side[undecided & good]
@@ -134,27 +138,40 @@ class _Mender:
         return None if undecided[: max(grains, 0)].any() else entries
 
     def _without_shared(self, wanted: dict[int, Entries]) -> dict[int, Entries]:
-        """Leave out tables that would get, from the redundant copy, a grain that another entry has already."""
-        extras: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
-        for number, entries in wanted.items():
-            one = self._entries(self.check.copies[0], number)
-            extras[number] = entries[(entries != one) & (entries > 1)].astype(np.int64) * SECTOR
+        """Leave out tables of which a changed entry would get a grain that another entry has."""
+        while wanted:
+            bad = self._sharing(wanted)
+            if not bad:
+                break
+            wanted = {number: entries for number, entries in wanted.items() if number not in bad}
+        return wanted
+
+    def _sharing(self, wanted: dict[int, Entries]) -> set[int]:
+        primary, grain = self.check.copies[0], self.header.grain_size
         shape = check_header.shape_of(self.storage, self.header)
+        changed = {number: entries[entries != self._entries(primary, number)] for number, entries in wanted.items()}
         first, bad = 0, set()
-        while any(len(values) for values in extras.values()):
-            taken = Occupancy(self.storage.size, self.header.grain_size, first=first)
-            for low, high in present_runs(self.storage, shape, self.check.copies[0].addresses):
-                raw = read_tables(self.storage, shape, self.check.copies[0].addresses[low:high])
-                values = np.frombuffer(raw, dtype="<u4").astype(np.int64) * SECTOR
-                values = values[(values > SECTOR) & (values < self.storage.size)]
-                taken.take(values, self.header.grain_size)
-            for number, values in extras.items():
-                if taken.take(values, self.header.grain_size).any():
+        while any((values > 1).any() for values in changed.values()):
+            taken = Occupancy(self.storage.size, grain, first=first)
+            for low, high in present_runs(self.storage, shape, primary.addresses):
+                raw = read_tables(self.storage, shape, primary.addresses[low:high])
+                entries = np.frombuffer(raw, dtype="<u4").copy()
+                for number in wanted.keys() & set(range(low, high)):
+                    part = entries[(number - low) * shape.entries : (number - low + 1) * shape.entries]
+                    part[part != wanted[number]] = 0
+                taken.take(self._places(entries), grain)
+            for number, values in changed.items():
+                if taken.take(self._places(values), grain).any():
                     bad.add(number)
             if taken.is_last:
                 break
             first += taken.count
-        return {number: entries for number, entries in wanted.items() if number not in bad}
+        return bad
+
+    def _places(self, entries: Entries) -> Codes:
+        addresses = entries.astype(np.int64) * SECTOR
+        places: Codes = addresses[(addresses > SECTOR) & (addresses < self.storage.size)]
+        return places
 
     def _write(self, copy: Copy, wanted: dict[int, Entries]) -> None:
         """Write tables of one copy, sector by sector, so that a cut leaves what is mended in the same way."""
