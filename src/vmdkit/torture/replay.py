@@ -139,9 +139,9 @@ class History:
         if done < count:
             content = bytearray(held)
             for op in self.ops[done:count]:
+                size = len(content) if op.size is None else op.size
                 _apply(content, op, op.whole)
-                if op.size is not None:
-                    _fit(content, op.size)
+                _fit(content, size)
             held = bytes(content)
         self._sure = (count, held)
         return held

@@ -72,6 +72,12 @@ def test_a_write_behind_the_end_grows_the_file() -> None:
     assert every(replay, 20) == {A, A + bytes(S), A + B}
 
 
+def test_a_file_need_not_end_with_a_sector() -> None:
+    replay = Replay({"f": b"old"}, [write(10, b"n", 0), flush(20), write(30, b"w", 2)])
+    assert every(replay, 15) == {b"old", b"nld"}
+    assert every(replay, 40) == {b"nld", b"nlw"}
+
+
 def test_cutting_a_file_short_loses_its_tail() -> None:
     shrink = Entry("resize", "f", length=S, begun=10, ended=11)
     grow = Entry("resize", "f", length=2 * S, begun=12, ended=13)
