@@ -85,3 +85,21 @@ def test_many_sizes_at_once(tmp_path: Path, kind: str, mode: int) -> None:
             data = reply.chunks[0][1] if mode == 0 else reply.data(length, offset)
             assert data == image.model.pread(length, offset)
         sending.join()
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("sent", [0, 1, 100_000, MIB - 1])
+def test_a_refused_write_is_answered_when_its_payload_is_in(mode: int, sent: int) -> None:
+    # libnbd 1.14 takes a reply to a command that it is still sending for a bug in the server, and gives up.
+    with MemoryDevice(MIB) as device, serving(device) as server, connect(server) as client:
+        client.enter(mode)
+        client.send(client.header(n.WRITE, 0, MIB, n.PAYLOAD if mode == 2 else 0, cookie=5) + bytes(sent))
+        client.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.sock.settimeout(10)
+        client.send(bytes(MIB - sent) + client.header(n.READ, 0, 1, cookie=6))
+        refused = client.reply()
+        assert (refused.cookie, refused.error) == (5, n.EPERM)
+        read = client.reply(1)
+        assert (read.cookie, read.error) == (6, 0)
