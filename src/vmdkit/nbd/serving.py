@@ -96,7 +96,7 @@ class Serving:
         if at != stop:
             if self.commands.held:
                 self._tail = bytes(lane.inbox[at:stop])
-            elif self._process(at, stop) and alone:
+            elif self._process(at, stop) and alone and self.wants_read:
                 self._take(transport, alone=alone)  # and spin, as after reads
         return False
 
