@@ -52,6 +52,7 @@ class Serving:
         self._lane = lane  # None for TLS
         self._tail = b""
         self._skip = 0  # bytes of a refused payload still to come
+        self._refusal = b""  # the reply that is due then: libnbd is confused by one that comes before
         self._writing: _Writing | None = None
         self.ended = False  # DISC, or end of stream
 
@@ -140,6 +141,7 @@ class Serving:
             served += (at - before) // header
             if stop - at < header:
                 break
+            self.commands.more_wait = stop - at >= 2 * header
             after = self._one(parse(self._session.mode, inbox, at), at + header, stop)
             if after < 0:
                 break
@@ -152,9 +154,12 @@ class Serving:
         return served == 1 and at == stop
 
     def _drop(self, stop: int) -> int:
-        """Pass over what remains of a refused payload."""
+        """Pass over what remains of a refused payload; at its end, reply."""
         drop = min(self._skip, stop)
         self._skip -= drop
+        if self._refusal and not self._skip:
+            self._outbox.put(self._refusal)
+            self._refusal = b""
         return drop
 
     def _one(self, request: Request, body: int, stop: int) -> int:
@@ -162,8 +167,12 @@ class Serving:
         refusal = None if request.command == Command.DISC else refuse(self._session, request)
         here = min(request.payload, stop - body)
         if refusal is not None:
-            self._outbox.put(failure(self._session, request, *refusal))
+            reply = failure(self._session, request, *refusal)
             self._skip = request.payload - here
+            if self._skip:
+                self._refusal = reply
+            else:
+                self._outbox.put(reply)
         elif request.command == Command.DISC:
             self.ended = True
         elif request.command == Command.WRITE:
