@@ -273,6 +273,8 @@ def work(loop: Loop, control: socket.socket) -> None:
             peer, fds, _, _ = socket.recv_fds(control, _LONGEST_PEER, 1)
         except BlockingIOError:
             return
+        except OSError:  # ECONNRESET: the parent is gone, and has not read all that it was told
+            peer, fds = b"", []
         if not peer:
             loop.stop()
         elif not fds:  # no descriptor was free to receive it
