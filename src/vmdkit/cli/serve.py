@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from vmdkit.cli.parser import Parser, Verbs
     from vmdkit.nbd import Export, Options, Tls
     from vmdkit.nbd.listening import Listener
+    from vmdkit.nbd.server import Service
+    from vmdkit.nbd.workers import Prefork
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _EPILOG = """\
 Without -U, -p, -i, --vsock, -s or socket activation the server makes a Unix socket in a private directory and says
 where. Sockets of the file system can be opened by this user only; TCP binds to the loopback address unless -i says
@@ -226,10 +229,16 @@ def _serve_single(exports: Sequence[Export], options: Options, life: Life) -> in
 
     with ExitStack() as stack:
         service = Service(Exports(exports), (), options)
-        _stop_on_signals(service)
+        signals = _stop_on_signals(service)
         _write_pid(life, stack)
-        service.add(standard_socket(), "standard input")
+        sock, said = standard_socket()
+        service.add(sock, "standard input")
         service.run()
+        if not signals:  # who asks to end does not want to wait for a reader
+            for number in _ENDING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+            said()
     return 0
 
 
@@ -266,10 +275,18 @@ def _serve_listeners(
     return status
 
 
-def _stop_on_signals(service: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+def _stop_on_signals(service: Service | Prefork) -> list[int]:
+    """Have signals stop the service; returns a list that gets the numbers of those that came."""
+    came: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        service.stop()
+
+    for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
-            signal.signal(number, lambda *_: service.stop())  # type: ignore[attr-defined]
+            signal.signal(number, stop)
+    return came
 
 
 def _start(command: str, uri: str, listeners: Sequence[Listener], name: str) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from vmdkit.errors import UsageError
 from vmdkit.nbd.listening import Listener, inherited
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, MutableMapping
 
 _FIRST_FD = 3  # sd_listen_fds(3)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -41,10 +41,11 @@ def activated(environment: MutableMapping[str, str]) -> list[Listener]:
     return [inherited(fd) for fd in range(_FIRST_FD, _FIRST_FD + int(count))]
 
 
-def standard_socket() -> socket.socket:
+def standard_socket() -> tuple[socket.socket, Callable[[], None]]:
     """Return a socket that is standard input and output; both are then closed to everybody else.
 
-    Where they are no socket (a shell's pipes), two threads carry the bytes to one end of a socket pair.
+    Where they are no socket (a shell's pipes), two threads carry the bytes to one end of a socket pair. The function
+    beside it waits until all that the server said before it closed the socket has been taken.
     """
     stdin, stdout = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -53,11 +54,12 @@ def standard_socket() -> socket.socket:
     os.close(null)
     if stat.S_ISSOCK(os.fstat(stdin).st_mode):
         os.close(stdout)
-        return socket.socket(fileno=stdin)
+        return socket.socket(fileno=stdin), lambda: None
     ours, theirs = socket.socketpair()
     threading.Thread(target=_pump_in, args=(stdin, theirs), name="nbd-stdin", daemon=True).start()
-    threading.Thread(target=_pump_out, args=(theirs, stdout), name="nbd-stdout", daemon=True).start()
-    return ours
+    out = threading.Thread(target=_pump_out, args=(theirs, stdout), name="nbd-stdout", daemon=True)
+    out.start()
+    return ours, out.join
 
 
 def _pump_in(source: int, sock: socket.socket) -> None:
