@@ -121,6 +121,7 @@ def _dispatch(words: list[str]) -> int:
     verbs = parser.add_subparsers(dest="verb")
     import_module(VERBS[verb][0]).register(verbs)
     add_general_options(verbs.choices[verb])
+    parser.usage_code = verbs.choices[verb].usage_code  # it is the outer parser that meets an unknown option
     args = parser.parse_args([verb, *rest], args)
     import_module("vmdkit.cli.log").configure(args.verbose, args.quiet)
     code: int = args.func(args)
