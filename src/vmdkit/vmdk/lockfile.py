@@ -163,6 +163,13 @@ def process_name(pid: int) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]", "_", name.decode("ascii", "replace")) or "vmdkit"
 
 
+@cache
+def _ourselves(pid: int) -> tuple[str, str]:
+    """Return the execution ID of this process, number ``pid``, and when it began."""
+    began = process_start(pid) or "0"
+    return f"{pid}-{began}({process_name(pid)})", began
+
+
 def directory_of(path: str) -> str:
     """Return the lock directory of a file."""
     return os.path.realpath(path) + ".lck"
@@ -272,11 +279,9 @@ class Membership:
             if os.path.lexists(os.path.join(self._directory, f"M{number}.lck")):
                 return
             highest = max((member.number for member in members(self.path)), default=0)
-            pid = os.getpid()
-            began = process_start(pid) or "0"
+            execution, began = _ourselves(os.getpid())
             member = Member(
-                f"M{number}.lck", machine_id(), f"{pid}-{began}({process_name(pid)})", max(highest, 0) + 1,
-                self.exclusive, began,
+                f"M{number}.lck", machine_id(), execution, max(highest, 0) + 1, self.exclusive, began
             )  # fmt: skip
             written = os.path.join(self._directory, f"E{number}.lck")
             fd = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
