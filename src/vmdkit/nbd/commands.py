@@ -19,7 +19,7 @@ from vmdkit.errors import VmdkitError
 from vmdkit.kernels import ZEROS
 from vmdkit.nbd.fastpath import NOWAIT_REFUSED, SMALL
 from vmdkit.nbd.protocol import COUNT, MAX_EXTENTS, OFFSET, Command, CommandFlag, Error, Mode
-from vmdkit.nbd.regions import DATA, MOST_STATUS, UNKNOWN, ZERO, take_status
+from vmdkit.nbd.regions import ASK, DATA, MOST_STATUS, UNKNOWN, ZERO, take_status
 from vmdkit.nbd.transmission import describe, failure, hole, read_head, refuse_range, status, success
 from vmdkit.units import KIB, MIB
 
@@ -204,7 +204,9 @@ class Commands:
             if what == ZERO:
                 view[:] = ZEROS[: len(view)]
                 return True
-            if (what == UNKNOWN and self._ask_seconds > _SLOW) or (self.more_wait and self.jobs < _HELPERS):
+            if (what == UNKNOWN and self._ask_seconds > _SLOW) or (
+                what == ASK and self.more_wait and self.jobs < _HELPERS
+            ):
                 return False
             begun = time.perf_counter()
             self._device.pread_into(view, at)

@@ -116,7 +116,8 @@ class Connection:
         if isinstance(error, RemoteProtocolError):
             self.close(f"broke the protocol: {error}")
         elif isinstance(error, OSError):  # the peer went away, or TLS failed
-            self.close(f"connection lost: {error}" if not self.negotiated else "")
+            _log.debug("client %s: connection lost: %s", self.peer, error)
+            self.close("" if self.negotiated else f"connection lost: {error}")
         else:
             _log.error("client %s: this is a bug in the server, please report it: %r", self.peer, error, exc_info=error)
             self.close()
@@ -161,7 +162,14 @@ class Connection:
             self.close()
             return
         mask = _WRITE if self._sender.blocked else 0
-        self._loop.watch(self, mask | _READ if self._wants_read() else mask)
+        if self._wants_read():
+            mask |= _READ
+            if self._transport.waiting():  # decrypted already, so poll will never tell; in turn with the others
+                self._loop.call(self._read_again)
+        self._loop.watch(self, mask)
+
+    def _read_again(self) -> None:
+        self._guarded(lambda: self._readable() if self._wants_read() else None)
 
     def _readable(self) -> None:
         if self._serving is not None:
@@ -217,5 +225,3 @@ class Connection:
         self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, spin, lane)
         loop.served(self)
         self._serving.begin(self._negotiation.leftover())
-        if self._transport.waiting() and self._wants_read():
-            self._readable()

@@ -116,7 +116,10 @@ class Loop:
         connection.interest = select.EPOLLIN
         self._connections.add(connection)
         self._handshakes += 1
-        self.add_source(connection.fileno(), connection.event)
+        try:
+            self.add_source(connection.fileno(), connection.event)
+        except OSError as error:  # the kernel polls no more for this user
+            connection.close(f"cannot be polled: {error.strerror}")
         connection.start()
         return connection
 
@@ -155,6 +158,7 @@ class Loop:
 
     def close(self) -> None:
         """Close connections, finish the pool's jobs, give everything back. Call it after ``run``."""
+        self._woken(0)  # whoever was to be served yet is shown out like the others
         for connection in list(self._connections):
             connection.close()
         self.pool.close()
@@ -164,7 +168,7 @@ class Loop:
 
     def _woken(self, mask: int) -> None:
         self.pool.collect()
-        while self._calls:
+        for _ in range(len(self._calls)):  # what these add comes after the other clients' turn
             self._calls.popleft()()
 
     def _expire(self, now: float) -> None:

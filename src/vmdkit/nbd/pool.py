@@ -8,6 +8,7 @@ here. Threads start with the first job and live until ``close``; a process that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -45,8 +46,9 @@ class Pool:
         self._jobs.put((work, done))
 
     def wake(self) -> None:
-        """Make ``fileno`` readable; from any thread."""
-        os.eventfd_write(self._wake, 1)
+        """Make ``fileno`` readable; from any thread or signal handler, and without effect after ``close``."""
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
 
     def collect(self) -> None:
         """Call ``done`` for each finished job; in the loop's thread."""
@@ -77,4 +79,5 @@ class Pool:
             thread.join()
         self._threads.clear()
         self.collect()
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        os.close(wake)

@@ -15,9 +15,9 @@ A run ends at ``end`` and is one of
 * UNKNOWN: the device has to be asked, and nobody knows how long that takes.
 
 The device promises that ``locate`` stays true while it is open, unless it is written through. So of a device that
-can be written only DATA runs are believed (such a run is written in place, which changes bytes but not their
-place) and the rest is asked for; trimming and zeroing may take places away, and ``changed`` forgets them. A
-device that is served while writable must be changed through its server only.
+can be written only DATA runs of its own layer are believed (such a run is written in place, which changes bytes
+but not their place) and the rest is asked for; trimming and zeroing may take places away, and ``changed`` forgets
+them. A device that is served while writable must be changed through its server only.
 
 Descriptors are duplicates that belong to this object: a device closed too early can make reads fail, but never
 makes them return bytes of another file that was given the same number.
@@ -85,7 +85,8 @@ class Regions:
 
     def _run(self, location: Location) -> Run:
         end = location.offset + location.length
-        if location.kind is Kind.DATA and location.storage is not None:
+        in_place = self.constant or not location.depth  # writing over a parent's bytes puts them elsewhere
+        if location.kind is Kind.DATA and location.storage is not None and in_place:
             fd = self._descriptor(location.storage)
             if fd is not None:
                 return end, DATA, fd, location.at - location.offset

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
@@ -12,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vmdkit.errors import UsageError
 from vmdkit.nbd import listening
 from vmdkit.nbd.export import Export, Exports
 from vmdkit.nbd.loop import SPIN, Config, Loop
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MOST_CLIENTS: Final = 64  # connections at once; each may hold up to about 35 MiB (docs/nbd.md)
-_SCARCE: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPTS: Final = 16  # connections taken before those that are open get their turn
 
 
@@ -130,9 +129,7 @@ def accept(listener: socket.socket) -> tuple[socket.socket, str] | None:
         sock, address = listener.accept()
     except (BlockingIOError, InterruptedError, ConnectionAbortedError):
         return None
-    except OSError as error:
-        if error.errno not in _SCARCE:
-            raise
+    except OSError as error:  # nothing is free any more, or the network had its say (accept(2), "Error handling")
         _log.warning("no new client can be taken: %s", error.strerror)
         time.sleep(0.05)  # poll would say the same at once
         return None
@@ -188,7 +185,12 @@ class Server:
         return self._listener.port
 
     def connect(self) -> socket.socket:
-        """Return the client's end of a new connection that needs no address."""
+        """Return the client's end of a new connection that needs no address.
+
+        Raises UsageError where the server has ended.
+        """
+        if not self._thread.is_alive():
+            raise UsageError("the server has ended")
         ours, theirs = socket.socketpair()
         self._service.add_soon(ours, "this process")
         return theirs

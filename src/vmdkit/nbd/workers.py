@@ -16,6 +16,7 @@ When the parent goes, by whatever way, its end of the control sockets closes, an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -83,9 +84,10 @@ class Prefork:
         self._epoll.register(fd, select.EPOLLIN)
 
     def stop(self) -> None:
-        """End soon; from any thread or signal handler."""
+        """End soon; from any thread or signal handler, and without effect after the end."""
         self._running = False
-        os.eventfd_write(self._wake, 1)
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
         """Serve."""
@@ -98,7 +100,8 @@ class Prefork:
         finally:
             self._end_workers()
             self._epoll.close()
-            os.close(self._wake)
+            wake, self._wake = self._wake, -1
+            os.close(wake)
 
     def _event(self, fd: int) -> None:
         if fd in self._listeners:
@@ -129,7 +132,12 @@ class Prefork:
         if 0 < self._options.most_clients <= self._clients:
             self._accept(on=False)
             return
-        worker = self._choose()  # forks, so before there is a client's descriptor to inherit
+        try:
+            worker = self._choose()  # forks, so before there is a client's descriptor to inherit
+        except OSError as error:
+            _log.warning("no worker: %s", error.strerror)
+            time.sleep(0.05)  # poll would say the same at once
+            return
         taken = accept(listener)
         if taken is None:
             return

@@ -102,6 +102,19 @@ def test_a_writable_device_is_believed_for_data_only(storage: FileDevice) -> Non
     regions.close()
 
 
+def test_a_parents_bytes_are_not_believed_to_stay(storage: FileDevice) -> None:
+    class Child(Mapped):
+        """Everything it shows is its parent's."""
+
+        def _locate(self, count: int, offset: int) -> Iterator[Location]:
+            return (run._replace(depth=1) for run in super()._locate(count, offset))
+
+    for can, what in ((Can.NONE, DATA), (Can.WRITE, UNKNOWN)):
+        regions = Regions(Child(storage, RUNS, can))
+        assert regions.load(1)[1][0][1] == what  # a write would put the bytes into the child
+        regions.close()
+
+
 def test_memory_is_bounded(storage: FileDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_REGIONS", 2)
     regions = Regions(Mapped(storage, RUNS))
