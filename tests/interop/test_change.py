@@ -71,7 +71,7 @@ def test_a_life(subformat: str, tmp_path: Path) -> None:
     base, model = tmp_path / "a.vmdk", Model(SIZE)
     create(base, SIZE, subformat=subformat)
     write(base, model, 1, theirs=subformat != "vmfsSparse")
-    size = 8 * MIB if "vmfs" in subformat else 35 * MIB + 512  # qemu reads grains of 512 bytes one by one
+    size = 8 * MIB if "vmfs" in subformat else 33 * MIB  # qemu reads grains of 512 bytes one by one
     resize(base, size)
     model = resized(model, size)
     write(base, model, 2)
@@ -127,14 +127,14 @@ def test_flattened_children_are_disks_of_their_own(tmp_path: Path) -> None:
 
 def test_qemus_own_disks_are_changed(tmp_path: Path) -> None:
     requires("qemu-img>=7", "qemu-io", "vmdkinfo")
-    for subformat in ("monolithicSparse", "twoGbMaxExtentSparse", "monolithicFlat", "twoGbMaxExtentFlat"):
+    for subformat in ("monolithicSparse", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"):
         home = tmp_path / subformat
         home.mkdir()
         path, model = home / "q.vmdk", Model(SIZE)
         run("qemu-img", "create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", path, SIZE)
         write(path, model, 8, theirs=True)
-        resize(path, 66 * MIB)
-        model = resized(model, 66 * MIB)
+        resize(path, 33 * MIB)
+        model = resized(model, 33 * MIB)
         write(path, model, 9, theirs=True)
         agree(path, model)
         compact(path)

@@ -132,5 +132,4 @@ def test_our_child_of_qemus_disk_and_the_reverse(tmp_path: Path) -> None:
 def test_two_tebibytes_in_qemu(subformat: str, tmp_path: Path) -> None:
     requires("qemu-img>=7")
     create(tmp_path / "a.vmdk", 2 * TIB, subformat=subformat)
-    run("qemu-img", "check", tmp_path / "a.vmdk")
     assert info(tmp_path / "a.vmdk")["virtual-size"] == 2 * TIB

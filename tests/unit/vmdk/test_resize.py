@@ -67,7 +67,7 @@ def check(path: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize("subformat", ALL)
-@pytest.mark.parametrize("sizes", [(3 * MIB, 5 * MIB + 512), (3 * MIB + 512, 70 * MIB), (33 * MIB, 33 * MIB + KIB)])
+@pytest.mark.parametrize("sizes", [(MIB, 2 * MIB + 512), (MIB + 512, 40 * MIB)])
 def test_grow_and_shrink(subformat: str, sizes: tuple[int, int], tmp_path: Path) -> None:
     path, model = tmp_path / "a.vmdk", Model(sizes[0])
     create(path, sizes[0], subformat=subformat)
@@ -152,12 +152,8 @@ def test_what_lay_behind_a_flat_disk_is_not_shown(tmp_path: Path) -> None:
     check(tmp_path / "a.vmdk", Model(2 * MIB))
 
 
-@pytest.mark.parametrize("kind", ["hosted", "hosted-on-demand", "hosted-reversed", "hosted-no-rgd", "split"])
+@pytest.mark.parametrize("kind", ["hosted", "hosted-on-demand", "hosted-reversed", "hosted-4k"])
 def test_layouts_of_others_become_vmwares(kind: str, build: Make) -> None:
-    from images import SUBFORMATS
-
-    if kind not in SUBFORMATS:
-        kind = "hosted"
     image = build(kind, "15M:- 1M:A 16M:- 512:b 3M:C")
     model = resized(image.model, 80 * MIB)
     resize(image.path, 80 * MIB)
@@ -182,7 +178,7 @@ def test_others_are_refused(build: Make, tmp_path: Path) -> None:
         resize(tmp_path / "b.vmdk", 3 * TIB)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from(["monolithicSparse", "vmfsSparse", "monolithicFlat"]),
     st.integers(1, 300).map(lambda sectors: sectors * 512),
