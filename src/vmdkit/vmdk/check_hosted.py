@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.structs import Codes, HostedHeader
 
 _GT = "grain table"
-_MOST_COMPARED = 512  # grains of one table whose bytes are compared
+_MOST_COMPARED = 0x200  # grains of one table whose bytes are compared
 _TEXT_HEAD = 4096  # bytes of a descriptor that tell it is one
 _BESIDE = {"leak", "unclean", "header-padding"}  # what may be found beside wrong newline bytes
 _TEXTS = {
