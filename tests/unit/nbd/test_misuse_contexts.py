@@ -7,9 +7,16 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import pytest
+
 import nbdwire as n
+from nbdwire import connect, serving
+from vmdkit.storage.file import open_file
+from vmdkit.units import MIB
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nbdwire import Client
 
 BASE = "base:allocation"
@@ -63,6 +70,22 @@ def test_status_without_contexts(client: Client) -> None:
     reply = client.request(n.STATUS, 0, 4096)
     assert (reply.error, reply.message) == (n.EINVAL, "no context was selected")
     assert client.alive()
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_one_run_of_a_large_disk(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(300 * MIB)
+        for at in (0, MIB, 5 * MIB, 200 * MIB):
+            file.seek(at)
+            file.write(b"x" * 128 * 1024)
+    with open_file(str(path)) as device, serving(device) as server, connect(server) as client:
+        client.enter(mode, contexts=[BASE])
+        for at in (0, 64 * 1024, MIB - 4096, 5 * MIB, 6 * MIB, 199 * MIB, 250 * MIB):
+            first = next(device.extents(device.size - at, at))
+            reply = client.request(n.STATUS, at, device.size - at, n.REQ_ONE)
+            assert reply.extents() == {1: [(first.length, first.flags)]}
 
 
 def test_status_of_nothing(client: Client) -> None:
