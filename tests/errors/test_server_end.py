@@ -13,10 +13,10 @@ from vmdkit.storage.memory import MemoryDevice
 
 def test_waking_a_pool_that_was_closed() -> None:
     # Its descriptor is gone, and the number may be that of somebody's file by then.
+    reader, writer = os.pipe2(os.O_NONBLOCK)  # first, or the pipe itself takes the number
     pool = Pool()
     number = pool.fileno()
     pool.close()
-    reader, writer = os.pipe2(os.O_NONBLOCK)
     try:
         os.dup2(writer, number)
         pool.wake()

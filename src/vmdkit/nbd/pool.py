@@ -8,7 +8,6 @@ here. Threads start with the first job and live until ``close``; a process that 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
@@ -30,6 +29,7 @@ class Pool:
         )
         self._finished: deque[tuple[Callable[[Any, BaseException | None], None], Any, BaseException | None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waking = threading.RLock()  # reentrant: a signal handler may wake whom its own thread is waking
         self.running = 0  # jobs whose result was not collected
 
     def fileno(self) -> int:
@@ -47,8 +47,9 @@ class Pool:
 
     def wake(self) -> None:
         """Make ``fileno`` readable; from any thread or signal handler, and without effect after ``close``."""
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def collect(self) -> None:
         """Call ``done`` for each finished job; in the loop's thread."""
@@ -79,5 +80,6 @@ class Pool:
             thread.join()
         self._threads.clear()
         self.collect()
-        wake, self._wake = self._wake, -1
-        os.close(wake)
+        with self._waking:
+            wake, self._wake = self._wake, -1
+            os.close(wake)

@@ -16,7 +16,6 @@ When the parent goes, by whatever way, its end of the control sockets closes, an
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -86,7 +85,7 @@ class Prefork:
     def stop(self) -> None:
         """End soon; from any thread or signal handler, and without effect after the end."""
         self._running = False
-        with contextlib.suppress(OSError):
+        if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
