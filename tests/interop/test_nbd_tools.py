@@ -141,6 +141,21 @@ def test_nbdinfo_maps(shelf: Shelf, name: str) -> None:
         assert [(run["offset"], run["length"], run["type"]) for run in told] == ours
 
 
+@pytest.mark.parametrize(("kind", "layout"), [("hosted", MIXED), ("flat", MIXED), ("hosted", "1M:A 200M:- 64k:B 1M:-")])
+@pytest.mark.parametrize("writable", [False, True])
+def test_nbdinfo_maps_what_is_large_or_may_change(kind: str, layout: str, writable: bool, tmp_path: Path) -> None:
+    requires("nbdinfo")
+    image = SUBFORMATS[kind].build(tmp_path, layout)
+    with (
+        vmdkit.open(image.path, writable=writable) as disk,
+        Server(Export(disk, read_only=not writable), options=OPTIONS) as server,
+    ):
+        for context in ("base:allocation", "qemu:allocation-depth"):
+            told = json.loads(run("nbdinfo", "--json", f"--map={context}", server.uri))
+            ours = [tuple(extent) for extent in disk.extents(context=context)]
+            assert [(run["offset"], run["length"], run["type"]) for run in told] == ours
+
+
 def test_allocation_depth_of_a_chain(tmp_path: Path) -> None:
     requires("nbdinfo")
     links = [
