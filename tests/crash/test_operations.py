@@ -19,6 +19,7 @@ WITHOUT_BARRIERS = {
     "rebase monolithicSparse": {CHANGED, UNREADABLE},
     "resize monolithicSparse to 71680k": {CHANGED, UNREADABLE},
     "compact monolithicSparse": {CHANGED, UNREADABLE},
+    "repair sparse shared": {CHANGED, UNREADABLE},
 }
 
 

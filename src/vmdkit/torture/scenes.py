@@ -9,6 +9,7 @@ commit    the child reads as before (or, where it is to go, its parent does); an
 rebase    the child reads as before
 resize    the disk has its old size or its new one, and reads as before as far as it goes
 compact   the disk reads as before
+repair    the disk reads as before; an interrupted repair can be repeated (damage.py)
 ========= =====================================================================================================
 
 And everything can be opened for writing afterwards, and checks without error.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from vmdkit import maker
 from vmdkit.errors import VmdkitError
 from vmdkit.torture import reader
+from vmdkit.torture.damage import repairs
 from vmdkit.torture.fixtures import pattern
 from vmdkit.torture.harness import Finding
 from vmdkit.torture.operations import MemoryFiles, Operation
@@ -222,4 +224,5 @@ def operations() -> dict[str, Operation]:
     made.append(_commit("twoGbMaxExtentSparse", "monolithicSparse", keep=True))
     for one in _SUBFORMATS:
         made += [_resize(one, 5 * MIB), _resize(one, 70 * MIB), _resize(one, MIB, shrink=True), _compact(one)]
+    made += repairs()
     return {one.name: one for one in made}
