@@ -218,10 +218,9 @@ class Connection:
         regions = loop.regions(session.export)
         outbox = Outbox(loop.outbox, self._sender)
         commands = Commands(session, regions, self._sender, outbox, loop.pool, loop.buffers, self)
-        spin = loop.config.spin if self._transport.direct else 0
         lane = None
         if self._transport is self._plain:
-            lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox)
-        self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, spin, lane)
+            lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox, loop.config.spin)
+        self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, lane)
         loop.served(self)
         self._serving.begin(self._negotiation.leftover())

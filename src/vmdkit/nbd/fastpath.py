@@ -61,6 +61,8 @@ DONE, OFFSET_DATA, OFFSET_HOLE = REPLY_DONE, int(Chunk.OFFSET_DATA), int(Chunk.O
 BLOCK_STATUS_CHUNK, READ, BLOCK_STATUS = int(Chunk.BLOCK_STATUS), int(Command.READ), int(Command.BLOCK_STATUS)
 MOST_QUICK: Final = 4 * MIB  # bytes; a longer question about status goes the long way
 MOST_RUNS: Final = 64  # runs in a quick answer
+_MOST_LUCK: Final = 8  # two of three tries have to succeed; this many more make up for a bad spell
+_REST: Final = 50  # requests without trying, where they do not
 ROOM: Final = 1024  # bytes; more than any reply written by _take
 
 LAYOUTS: Final = (  # by mode: the request, its magic, the bytes before the data of a reply
@@ -127,6 +129,38 @@ def serve_reads(
     return at, fill
 
 
+class Spin:
+    """Try to receive the next request before sleeping, as long as that pays.
+
+    After a single request the next mostly comes at once, and waking up takes longer than serving (nbd spec, section
+    2). But on a busy machine the client cannot run while we try: so tries that fail too often are left out for the
+    next _REST requests. That costs an idle client nothing, a busy machine one spin in fifty requests.
+    """
+
+    __slots__ = ("_luck", "tries")
+
+    def __init__(self, tries: int) -> None:
+        self.tries = tries
+        self._luck = _MOST_LUCK  # negative: how many requests to let pass
+
+    def receive(self, recv_into: Callable[[memoryview], int], inbox: memoryview) -> int:
+        """Try; returns the bytes received, 0 for none, -1 at the end of the stream."""
+        if self._luck < 0:
+            self._luck += 1
+            return 0
+        for _ in range(self.tries):
+            try:
+                got = recv_into(inbox)
+            except BlockingIOError:
+                continue
+            self._luck = min(self._luck + 1, _MOST_LUCK)
+            return got or -1
+        self._luck -= 2
+        if self._luck <= 0:
+            self._luck = -_REST
+        return 0
+
+
 class Lane:
     """What the hot loop needs to know of a client with a plain socket, gathered once.
 
@@ -135,11 +169,13 @@ class Lane:
 
     __slots__ = (
         "context", "fd", "header", "inbox", "maximum", "mode", "out", "piece", "recv_into", "regions", "send", "size",
+        "spin",
     )  # fmt: skip
 
     def __init__(
-        self, sock: socket.socket, session: Session, regions: Regions, inbox: memoryview, out: memoryview
+        self, sock: socket.socket, session: Session, regions: Regions, inbox: memoryview, out: memoryview, tries: int
     ) -> None:
+        self.spin = Spin(tries)
         self.fd, self.recv_into, self.send = sock.fileno(), sock.recv_into, sock.send
         self.mode, self.size, self.maximum = int(session.mode), session.export.device.size, session.maximum
         self.regions, self.inbox, self.out = regions, inbox, out
@@ -154,21 +190,20 @@ NOTHING: Final = (0, 0, 0, 0)
 BURST: Final = 64  # batches served before other clients get their turn
 
 
-def serve_turn(lane: Lane, spin: int) -> tuple[int, int, int, int]:
+def serve_turn(lane: Lane, *, spin: bool) -> tuple[int, int, int, int]:
     """Serve what a client has sent; returns ``(at, stop, fill, sent)``.
 
     ``inbox[at:stop]`` was not served, ``out[sent:fill]`` and then ``lane.piece`` were not sent; NOTHING where all
-    was; ``stop`` is -1 at the end of the stream. After a single request the next usually comes at once: then the
-    socket is tried ``spin`` times before giving up, since waking up takes longer than serving (nbd spec, section
-    2). Raises OSError where the peer is gone.
+    was; ``stop`` is -1 at the end of the stream. With ``spin`` the next request is waited for a little after a
+    single one. Raises OSError where the peer is gone.
     """
     recv_into, send, inbox, out = lane.recv_into, lane.send, lane.inbox, lane.out
-    tries = 0
+    trying = False
     for _ in range(BURST):
         try:
             stop = recv_into(inbox)
         except BlockingIOError:
-            stop = _spin(recv_into, inbox, tries)
+            stop = lane.spin.receive(recv_into, inbox) if trying else 0
             if not stop:
                 return NOTHING
         if stop <= 0:
@@ -185,20 +220,10 @@ def serve_turn(lane: Lane, spin: int) -> tuple[int, int, int, int]:
                 sent = 0
             if sent != fill:
                 return at, stop, fill, sent
-        tries = spin if stop == lane.header else 0
-        if not tries:
+        trying = spin and stop == lane.header
+        if not trying:
             return NOTHING
     return NOTHING
-
-
-def _spin(recv_into: Callable[[memoryview], int], inbox: memoryview, tries: int) -> int:
-    """Try to receive ``tries`` times; returns the bytes received, 0 for none, -1 at the end of the stream."""
-    for _ in range(tries):
-        try:
-            return recv_into(inbox) or -1
-        except BlockingIOError:
-            continue
-    return 0
 
 
 def _serve_more(lane: Lane, at: int, stop: int, fill: int) -> tuple[int, int, int]:

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 _INBOX: Final = 128 * KIB  # bytes received at once: 4,600 reads, or the 32 writes of 4 KiB of a common client
 _OUTBOX: Final = 256 * KIB + 64  # bytes sent at once; sockets rarely take more
 _TICK: Final = 0.25  # seconds between looks at handshakes that take too long
-SPIN: Final = 40  # tries for the next request before sleeping; 30 to 50 us, what waking up takes on a virtual machine
+SPIN: Final = 40  # tries for the next request before sleeping: 30 to 50 us, what waking up takes (fastpath.Spin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Serving:
 
     def __init__(
         self, session: Session, regions: Regions, commands: Commands, outbox: Outbox, inbox: memoryview,
-        buffers: Buffers, spin: int, lane: Lane | None,
+        buffers: Buffers, lane: Lane | None,
     ) -> None:  # fmt: skip
         self._session = session
         self._size = session.export.device.size
@@ -48,7 +48,6 @@ class Serving:
         self._outbox = outbox
         self._inbox = inbox
         self._buffers = buffers
-        self._spin = spin
         self._lane = lane  # None for TLS
         self._tail = b""
         self._skip = 0  # bytes of a refused payload still to come
@@ -83,7 +82,7 @@ class Serving:
         if lane is None or self._tail or self._writing is not None or self._skip:
             self._take(transport, alone=alone)
             return False
-        at, stop, fill, sent = serve_turn(lane, self._spin if alone else 0)
+        at, stop, fill, sent = serve_turn(lane, spin=alone)
         if not stop:
             return True
         if stop < 0:
@@ -104,29 +103,30 @@ class Serving:
     def _take(self, transport: Transport, *, alone: bool) -> None:
         """Receive and serve, step by step."""
         inbox, recv = self._inbox, transport.recv_into
-        tries = self._spin if alone else 0
+        lane = self._lane if alone else None  # who may spin
+        trying = True
         for _ in range(BURST):
             if self._writing is not None:
                 if not self._receive(self._writing, transport):
                     return
-                tries = self._spin if alone else 0
+                trying = True
                 continue
             have = len(self._tail)
             if have:
                 inbox[:have] = self._tail
             room = inbox[have:] if have else inbox
             got = recv(room)
-            while got is None and tries:
-                tries -= 1
-                got = recv(room)
-            if not got:
-                self.ended = got is not None
+            if got is None and trying and lane is not None:
+                got = lane.spin.receive(lane.recv_into, room) or None
+            if got is None:
                 return
-            single = self._process(self._drop(have + got), have + got)
+            if got <= 0:
+                self.ended = True
+                return
+            trying = self._process(self._drop(have + got), have + got)
             if not self.wants_read:
                 return
-            tries = self._spin if single and alone else 0
-            if not tries and have + got < len(inbox) and not transport.waiting():
+            if not (trying and lane) and have + got < len(inbox) and not transport.waiting():
                 return
 
     def _process(self, at: int, stop: int) -> bool:
