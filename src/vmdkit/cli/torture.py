@@ -8,7 +8,7 @@ import argparse
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmdkit.cli.render import out, out_json, say, table
 from vmdkit.errors import UsageError
@@ -60,6 +60,7 @@ def register(verbs: Verbs) -> None:
         "--operation", metavar="NAME", action="append", default=[],
         help="create, commit and so on (repeatable; 'all', 'list'); without --disk and --operation all of both",
     )  # fmt: skip
+    own.add_argument("--faults", action="store_true", help="disk full and EIO, one after the other; states after each")
     own.add_argument("--rounds", type=int, default=1, metavar="N", help="seeds for each kind, from --seed on")
     own.add_argument("--threads", type=int, default=1, metavar="N", help="clients at once (not repeatable by seed)")
     own.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes")
@@ -139,19 +140,32 @@ def _known() -> tuple[list[str], list[str]]:
     return list(plans()), list(operations())
 
 
-def _work(args: Namespace) -> list[tuple[str, int, int, int, int]]:
+class _Work(NamedTuple):
+    name: str
+    seed: int
+    states: int
+    requests: int
+    threads: int
+    faults: bool
+
+
+def _work(args: Namespace) -> list[_Work]:
     """Return what to do, each with its seed."""
     disks, operations = _known()
     for given, known in ((args.disk, disks), (args.operation, [*operations, "all"])):
         unknown = [name for name in given if name not in known]
         if unknown:
             raise UsageError(f"nothing here is called {unknown[0]!r}; --disk list and --operation list say what is")
+    if args.faults and args.operation:
+        raise UsageError("--faults goes with kinds of disks, not with operations")
     if not args.disk and not args.operation:
-        names = disks + operations
+        names = disks if args.faults else disks + operations
     else:
         names = args.disk + (operations if "all" in args.operation else args.operation)
     seeds = range(args.seed, args.seed + args.rounds)
-    return [(name, seed, args.states, args.requests, args.threads) for seed in seeds for name in names]
+    return [
+        _Work(name, seed, args.states, args.requests, args.threads, args.faults) for seed in seeds for name in names
+    ]
 
 
 def _own(args: Namespace) -> Iterator[Result]:
@@ -168,16 +182,17 @@ def _own(args: Namespace) -> Iterator[Result]:
             yield result
 
 
-def _one(work: tuple[str, int, int, int, int]) -> Result:
-    from vmdkit.torture import operations, own, scenes
+def _one(work: _Work) -> Result:
+    from vmdkit.torture import faults, operations, own, scenes
     from vmdkit.torture.fixtures import plans
 
     logging.getLogger("vmdkit.vmdk").setLevel(logging.ERROR)
-    name, seed, states, requests, threads = work
-    plan = plans().get(name)
+    plan = plans().get(work.name)
     if plan is None:
-        return operations.torture(scenes.operations()[name], seed, states=states)
-    return own.torture(plan, seed, states=states, effort=own.Effort(requests=requests, threads=threads))
+        return operations.torture(scenes.operations()[work.name], work.seed, states=work.states)
+    effort = own.Effort(requests=work.requests, threads=work.threads, again=1 if work.faults else 3)
+    torture = faults.torture if work.faults else own.torture
+    return torture(plan, work.seed, states=work.states, effort=effort)
 
 
 # ── what is printed ──────────────────────────────────────────────────────────────────────────────────────────────

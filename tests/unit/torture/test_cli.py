@@ -41,6 +41,13 @@ def test_nonsense_is_refused(words: list[str], text: str, capsys: pytest.Capture
     assert text in capsys.readouterr().err
 
 
+def test_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["torture", "--faults", "--disk", "flat", "--states", "1", "--requests", "5", "--jobs", "1"]
+    assert main(words) == 0
+    assert "flat faults" in capsys.readouterr().out
+    assert main(["torture", "--faults", "--operation", "all"]) == 1
+
+
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["torture", "--disk", "list"]) == 0
     assert "cowd-child" in capsys.readouterr().out
