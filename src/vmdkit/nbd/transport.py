@@ -12,6 +12,11 @@ import os
 import socket
 import ssl
 from abc import ABC, abstractmethod
+from typing import Final
+
+# Bytes the kernel may hold for a client, as far as net.core.wmem_max allows. With its default of 208 KiB each reply
+# of 256 KiB, as nbdcopy asks for them, stops halfway; poll tells only when three quarters are gone: 1.3x against 2x.
+_UNIX_BUFFER: Final = 1 << 20
 
 
 class Transport(ABC):
@@ -53,6 +58,8 @@ class PlainTransport(Transport):
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        elif sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER)
         self.sock = sock
         self._fd = sock.fileno()
 
