@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 def pair() -> Iterator[tuple[Sender, socket.socket]]:
     """A sender whose socket takes little, and the other end."""
     ours, theirs = socket.socketpair()
+    sender = Sender(PlainTransport(ours))
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     with ours, theirs:
-        yield Sender(PlainTransport(ours)), theirs
+        yield sender, theirs
 
 
 def receive(sender: Sender, sock: socket.socket, count: int, dice: random.Random) -> bytes:
