@@ -3,25 +3,32 @@
 """Turn what a user names into a Device: the one door of the library, ``vmdkit.open``.
 
 A path is opened as a VMDK; raw bytes have to be asked for, never guessed: what a guest can write into a raw disk
-would otherwise choose how its host reads it (users spec, A5).
+would otherwise choose how its host reads it (users spec, A5). An address is opened by what ``SCHEMES`` names for it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, cast
 
 from vmdkit.errors import UnsupportedError, UsageError
+from vmdkit.options import OpenOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmdkit.device import Device
     from vmdkit.gate import Gate
     from vmdkit.vmdk.descriptor import Descriptor
     from vmdkit.vmdk.files import Files
     from vmdkit.vmdk.image import Options
+
+# scheme -> "module:function" or "module:function [extra]", as entry points are written. The module is imported on use,
+# so that a floor above this one may be named and a missing extra costs nothing; the function is called with the
+# location as it was given and the OpenOptions, and returns a Device.
+SCHEMES: Final[dict[str, str]] = {}
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _DIRECTORIES = ("primary", "redundant")
@@ -56,11 +63,23 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     which file and where.
     """
     path = os.fspath(location)
-    scheme = _SCHEME.match(path)
-    if scheme is not None:
-        raise UnsupportedError(f"no disks are opened by {scheme[1]}:// addresses; give a path", path=path)
     if directory not in _DIRECTORIES:
         raise UsageError(f"directory is {directory!r}; 'primary' or 'redundant' are the copies there are")
+    scheme = scheme_of(path)
+    if scheme is not None:
+        wishes = OpenOptions(
+            writable=writable,
+            raw=raw,
+            salvage=salvage,
+            single_link=single_link,
+            untrusted=untrusted,
+            allow_paths=tuple(allow_paths),
+            directory=directory,
+            ignore_cid=ignore_cid,
+            ignore_journal=ignore_journal,
+            with_children=with_children,
+        )
+        return _opener(scheme, path)(path, wishes)
     if raw:
         from vmdkit.storage.file import open_file  # on use: importing vmdkit has to stay cheap
 
@@ -83,6 +102,34 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     if not writable:
         return open_image(storage, text, gate, options)
     return _locked(storage, text, gate, options, with_children=with_children)
+
+
+def scheme_of(location: str) -> str | None:
+    """Return the key of SCHEMES that opens ``location``; None for what is opened as a path.
+
+    A scheme that is no key is returned too: an address is never taken for a path.
+    """
+    address = _SCHEME.match(location)
+    return address[1].lower() if address is not None else None
+
+
+def _opener(scheme: str, location: str) -> Callable[[str, OpenOptions], Device]:
+    """Import what opens ``scheme``. Raises UnsupportedError for no such scheme, and for an extra that is missing."""
+    if scheme not in SCHEMES:
+        known = f"known are {', '.join(f'{name}://' for name in SCHEMES)}" if SCHEMES else "give a path"
+        raise UnsupportedError(f"no disks are opened by {scheme}:// addresses; {known}", path=location)
+    place, _, extra = SCHEMES[scheme].partition(" ")
+    module, _, function = place.partition(":")
+    try:
+        found = getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        if not extra:
+            raise
+        raise UnsupportedError(
+            f"the package {error.name} is needed and not installed; python3 -m pip install 'vmdkit{extra}' adds it",
+            path=location,
+        ) from error
+    return cast("Callable[[str, OpenOptions], Device]", found)
 
 
 def _locked(storage: Device, text: Descriptor, gate: Gate, options: Options, *, with_children: bool) -> Device:

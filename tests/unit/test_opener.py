@@ -6,19 +6,57 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 import images
 import vmdkit
+from vmdkit import opener
 from vmdkit.errors import FormatError, GateError, UnsupportedError, UsageError
+from vmdkit.options import OpenOptions
+from vmdkit.storage.memory import MemoryDevice
+
+if TYPE_CHECKING:
+    from vmdkit.device import Device
 
 
-@pytest.mark.parametrize("address", ["nbd://localhost/x", "HTTP://h/x", "nbd+unix:///x?socket=y", "file:///disk.vmdk"])
-def test_addresses(address: str) -> None:
-    with pytest.raises(UnsupportedError, match="addresses; give a path"):
+@pytest.mark.parametrize("address", ["HTTP://h/x", "file:///disk.vmdk", "vpx://h/x", "x+y-z.2:///disk.vmdk"])
+def test_addresses_of_no_known_scheme(address: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"no disks are opened by \S+:// addresses; "):
         vmdkit.open(address)
+
+
+def test_a_scheme_is_opened_by_what_the_table_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, OpenOptions]] = []
+
+    def open_made(location: str, options: OpenOptions) -> Device:
+        asked.append((location, options))
+        return MemoryDevice(b"bytes")
+
+    module = ModuleType("made_for_this_test")
+    module.open_made = open_made  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(opener.SCHEMES, "made+up", "made_for_this_test:open_made [extra]")
+    with vmdkit.open("Made+Up://host/x", writable=True, allow_paths=["/a"]) as disk:
+        assert disk.pread(5, 0) == b"bytes"
+    assert asked == [("Made+Up://host/x", OpenOptions(writable=True, allow_paths=("/a",)))]
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(opener.SCHEMES, "far", "vmdkit_is_without_this.disk:open_far [far]")
+    with pytest.raises(UnsupportedError, match=r"vmdkit_is_without_this .*pip install 'vmdkit\[far\]'") as caught:
+        vmdkit.open("far://x")
+    assert caught.value.path == "far://x"
+
+
+@pytest.mark.parametrize("scheme", opener.SCHEMES)
+def test_the_table_names_what_exists(scheme: str) -> None:
+    module, _, function = opener.SCHEMES[scheme].partition(" ")[0].partition(":")
+    assert callable(getattr(import_module(module), function))
 
 
 @pytest.mark.parametrize("name", ["a:b.vmdk", "c:disk.vmdk", "x:/y.vmdk"])
