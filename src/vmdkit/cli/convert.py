@@ -5,26 +5,25 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
-from vmdkit.cli.disk import add_disk_options, open_disk
+from vmdkit.cli.create import add_recipe_options, recipe_options
+from vmdkit.cli.disk import add_disk_options, open_disk, without_blas_threads
 from vmdkit.cli.parser import add_threads
 from vmdkit.cli.progress import shown
 from vmdkit.cli.render import say
-from vmdkit.cli.target import in_place, is_block_device, new_file, refuse_own_files
-from vmdkit.errors import UnsupportedError, UsageError
-from vmdkit.ops.copy import CopyOptions, Tally, copy, stream
+from vmdkit.errors import UsageError
 from vmdkit.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from contextlib import AbstractContextManager
 
     from vmdkit.cli.parser import Verbs
     from vmdkit.device import Device
-    from vmdkit.storage.file import FileDevice
+    from vmdkit.ops.copy import CopyOptions, Tally
 
-FORMATS = ("raw",)
+_GENERIC = "vmdk"  # what qemu-img calls them all; the subformat is an option then
 
 
 def register(verbs: Verbs) -> None:
@@ -32,11 +31,21 @@ def register(verbs: Verbs) -> None:
     parser = verbs.add_parser(
         "convert",
         help="write a disk in another format",
-        description="Write SRC as DST; holes stay holes. DST '-' is standard output, in order, as for a pipe.",
+        description="Write SRC as a new disk DST; holes stay holes, and a chain becomes one disk. DST appears "
+        "whole, or not at all. '-' is standard output, in order, as for a pipe.",
     )
     parser.add_argument("source", metavar="SRC")
     parser.add_argument("target", metavar="DST")
-    parser.add_argument("-O", dest="format", metavar="FORMAT", default="raw", help="what to write: raw (default)")
+    parser.add_argument(
+        "-O",
+        dest="format",
+        metavar="FORMAT",
+        default="raw",
+        help="what to write: raw (default), monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, "
+        "twoGbMaxExtentFlat, vmfs, vmfsSparse",
+    )
+    add_recipe_options(parser)
+    parser.add_argument("-b", "--parent", metavar="DISK", help="make a child that holds what differs from DISK")
     parser.add_argument("-p", dest="bar", action="store_true", help="show a bar where stderr is a terminal (default)")
     parser.add_argument("-f", "--force", action="store_true", help="overwrite DST where it exists")
     parser.add_argument(
@@ -57,46 +66,93 @@ def register(verbs: Verbs) -> None:
 
 def convert_verb(args: Namespace) -> int:
     """Unpack the arguments and convert."""
-    if args.format not in FORMATS:
-        raise UnsupportedError(f"cannot write {args.format!r} yet, only {', '.join(FORMATS)}")
-    options = CopyOptions(threads=args.threads)
-    if args.sparse is not None:
-        size = parse_size(args.sparse)
-        options = CopyOptions(granularity=size, scan=size > 0, threads=args.threads)
-    tally = Tally()
-    with open_disk(args, args.source) as source:
-        if args.target == "-":
-            _check_stdout(source)
-            with shown(args, source.size, tally) as progress:
-                stream(source, sys.stdout.fileno(), progress, tally, args.threads)
-        else:
-            refuse_own_files(source, args.target, args.target)
-            with _target(args, source) as target, shown(args, source.size, tally) as progress:
-                copy(source, target, _knowing(options, args), progress, tally)
+    with without_blas_threads():
+        from vmdkit.converter import find_format
+    kind, options = _wanted(args)
+    find_format(kind)
+    copying = _copying(args)
+    with ExitStack() as opened:
+        source = opened.enter_context(open_disk(args, args.source))
+        tally = _convert(args, source, kind, options, copying, opened)
     if args.verbose:
         moved, skipped = format_size(tally.moved + tally.read), format_size(tally.skipped)
         say(f"{args.target}: {moved} written, {skipped} skipped as zero")
     return 0
 
 
-def _knowing(options: CopyOptions, args: Namespace) -> CopyOptions:
-    """Say that a file made just now is zero."""
-    return CopyOptions(options.granularity, options.scan, not _writes_in_place(args), options.threads)
+def _wanted(args: Namespace) -> tuple[str, dict[str, Any]]:
+    """Return the format and its options; ``-O vmdk -o subformat=NAME`` is qemu-img's way to say ``-O NAME``."""
+    options = recipe_options(args.options)
+    subformat = options.pop("subformat", None)
+    if args.format.lower() == _GENERIC:
+        return subformat or "monolithicSparse", options
+    if subformat is not None:
+        raise UsageError(f"either -O {args.format} or -o subformat={subformat} is due (or -O vmdk with the latter)")
+    return args.format, options
 
 
-def _writes_in_place(args: Namespace) -> bool:
-    return args.no_create or is_block_device(args.target)
+def _copying(args: Namespace) -> CopyOptions:
+    from vmdkit.ops.copy import CopyOptions
+
+    if args.sparse is None:
+        return CopyOptions(threads=args.threads)
+    size = parse_size(args.sparse)
+    return CopyOptions(granularity=size, scan=size > 0, threads=args.threads)
 
 
-def _target(args: Namespace, source: Device) -> AbstractContextManager[FileDevice]:
-    if not _writes_in_place(args):
-        return new_file(args.target, source.size, overwrite=args.force, sync=not args.no_sync)
+def _convert(
+    args: Namespace, source: Device, kind: str, options: dict[str, Any], copying: CopyOptions, opened: ExitStack
+) -> Tally:
+    """Write to what DST is: a pipe, something that exists, or a new disk."""
+    from vmdkit.converter import Order, convert
+    from vmdkit.maker import Workshop
+    from vmdkit.ops.copy import Tally, stream
+    from vmdkit.storage.target import is_block_device
+
+    tally = Tally()
+    if args.target == "-":
+        _only_raw(kind, "standard output takes")
+        _check_stdout(source)
+        with shown(args, source.size, tally) as progress:
+            return stream(source, sys.stdout.fileno(), progress, tally, args.threads)
+    if args.no_create or is_block_device(args.target):
+        _only_raw(kind, "-n writes" if args.no_create else "a block device takes")
+        return _into(args, source, copying, tally)
+    files = Workshop(allow_paths=args.allow_path)
+    parent = opened.enter_context(files.open_disk(args.parent)) if args.parent is not None else None
+    order = Order(
+        args.target,
+        source.size,
+        options,
+        parent=parent,
+        overwrite=args.force,
+        sync=not args.no_sync,
+        files=files,
+    )
+    with shown(args, source.size, tally) as progress:
+        return convert(source, order, kind, copying, progress=progress, tally=tally)
+
+
+def _into(args: Namespace, source: Device, copying: CopyOptions, tally: Tally) -> Tally:
+    """Write over what DST holds."""
+    from vmdkit.ops.copy import copy
+    from vmdkit.storage.target import in_place, refuse_own_files
+
     if not args.no_create and not args.force:
         raise UsageError("it is a block device; -n writes over what it holds", path=args.target)
-    return in_place(args.target, source.size, sync=not args.no_sync)
+    refuse_own_files(source, args.target, args.target)
+    with in_place(args.target, source.size, sync=not args.no_sync) as target, shown(args, source.size, tally) as done:
+        return copy(source, target, copying, done, tally)
+
+
+def _only_raw(kind: str, what: str) -> None:
+    if kind.lower() != "raw":
+        raise UsageError(f"{what} raw bytes, not {kind}")
 
 
 def _check_stdout(source: Device) -> None:
+    from vmdkit.storage.target import refuse_own_files
+
     if sys.stdout is None:
         raise UsageError("standard output is closed")
     if sys.stdout.isatty():

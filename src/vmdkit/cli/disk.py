@@ -50,7 +50,7 @@ def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bo
     """Open what the user calls ``location``, as the options in ``args`` say (``raw``: rather than --raw)."""
     from vmdkit import opener
 
-    with _no_blas_threads():
+    with without_blas_threads():
         return opener.open(
             location,
             writable=writable,
@@ -67,7 +67,7 @@ def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bo
 
 
 @contextmanager
-def _no_blas_threads() -> Iterator[None]:
+def without_blas_threads() -> Iterator[None]:
     """Spare numpy, if it is imported now, the start of threads for algebra we never do: 50 of its 130 ms of CPU.
 
     The variable is gone afterwards, so that no program we start inherits it.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmdkit.cli.map import kind_of
 from vmdkit.cli.render import emit, safe_text
-from vmdkit.cli.target import new_file
+from vmdkit.storage.target import new_file
 from vmdkit.units import format_size
 
 if TYPE_CHECKING:

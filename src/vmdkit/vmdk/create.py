@@ -26,6 +26,7 @@ from vmdkit.vmdk.descriptor_text import NewLine, checked_name, new_long_id, new_
 from vmdkit.vmdk.flat import FlatExtent
 from vmdkit.vmdk.geometry import geometry
 from vmdkit.vmdk.hosted import HostedExtent, read_header
+from vmdkit.vmdk.read_back import open_parts
 from vmdkit.vmdk.same_content import SameContent
 from vmdkit.vmdk.writable import WritableDisk
 
@@ -55,6 +56,7 @@ class Shape:
     piece: int = 0
     embedded: bool = False
     child: bool = False  # can express "not here", so it can have a parent
+    doc: str = ""
 
     @property
     def is_flat(self) -> bool:
@@ -65,12 +67,12 @@ class Shape:
 SHAPES: dict[str, Shape] = {
     shape.name.lower(): shape
     for shape in (
-        Shape("monolithicSparse", "SPARSE", "", embedded=True, child=True),
-        Shape("twoGbMaxExtentSparse", "SPARSE", "-s%03d", SPARSE_PIECE, child=True),
-        Shape("monolithicFlat", "FLAT", "-flat"),
-        Shape("twoGbMaxExtentFlat", "FLAT", "-f%03d", FLAT_PIECE),
-        Shape("vmfs", "VMFS", "-flat"),
-        Shape("vmfsSparse", "VMFSSPARSE", "-delta", child=True),
+        Shape("monolithicSparse", "SPARSE", "", embedded=True, child=True, doc="one growing file"),
+        Shape("twoGbMaxExtentSparse", "SPARSE", "-s%03d", SPARSE_PIECE, child=True, doc="growing files below 2 GiB"),
+        Shape("monolithicFlat", "FLAT", "-flat", doc="a descriptor and one file of raw bytes"),
+        Shape("twoGbMaxExtentFlat", "FLAT", "-f%03d", FLAT_PIECE, doc="a descriptor and raw files below 2 GiB"),
+        Shape("vmfs", "VMFS", "-flat", doc="ESX: a descriptor and one flat file, thick or thin"),
+        Shape("vmfsSparse", "VMFSSPARSE", "-delta", child=True, doc="ESX: a snapshot delta (COWD)"),
     )
 }
 
@@ -152,7 +154,7 @@ def create(
     Raises UsageError for contradictions, for names no descriptor can hold, and where a file exists and may not be
     overwritten; ChainError for a parent that cannot be one; OSError. Nothing is left behind then.
     """
-    with _Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
+    with Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
         work.build(keep=False)
         work.publish()
 
@@ -171,11 +173,9 @@ def new_disk(
 
     Takes and raises what ``create`` does. The parent stays the caller's to close.
     """
-    with _Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
-        disk = work.build_disk()
-        yield disk
-        disk.flush()
-        work.session.close()
+    with Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
+        yield work.build_disk()
+        work.complete()
         work.publish()
 
 
@@ -190,8 +190,12 @@ class _Part:
 
 
 @dataclass
-class _Construction:
-    """A disk that has no name yet. A context: what is not published by its end is removed."""
+class Construction:
+    """A disk that has no name yet. A context: what is not published by its end is removed.
+
+    ``build_disk``, fill the disk, ``complete``, perhaps ``read_back``, ``publish``. Without ``sync`` nothing waits
+    for stable storage: for those who would rather repeat the work after a power cut.
+    """
 
     files: Files
     path: str
@@ -199,6 +203,7 @@ class _Construction:
     recipe: Recipe
     parent: VmdkDisk | None
     overwrite: bool
+    sync: bool = True
     _parts: list[_Part] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -217,7 +222,7 @@ class _Construction:
             self._add(name, 0)
         self._refuse_existing(self._chain_files())
 
-    def __enter__(self) -> _Construction:
+    def __enter__(self) -> Construction:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -264,13 +269,13 @@ class _Construction:
     def _refuse_existing(self, chain: set[str]) -> None:
         for part in self._parts:
             if part.final in chain:
-                raise UsageError("its parent is made of this very file", path=self._shown(part))
+                raise UsageError("its parent is made of this very file", path=self.shown(part.final))
             if self.files.exists(part.final) and not self.overwrite:
-                raise UsageError("it exists; -f overwrites it", path=self._shown(part))
+                raise UsageError("it exists; -f overwrites it", path=self.shown(part.final))
 
-    def _shown(self, part: _Part) -> str:
-        """Return the name of a file as the user would write it."""
-        return os.path.join(os.path.dirname(self.path), os.path.basename(part.final))
+    def shown(self, name: str) -> str:
+        """Return one of ``names`` as the user would write it."""
+        return os.path.join(os.path.dirname(self.path), os.path.basename(name))
 
     def _text(self) -> bytes:
         """Return the descriptor. A child says of itself only what its parent cannot (format spec 1.6)."""
@@ -341,7 +346,8 @@ class _Construction:
         self.session = SameContent(text, storage)
         for extent in extents:
             self.session.take(extent)
-        return WritableDisk(text, extents, self.session, storage, parent=self.parent)
+        self.disk = WritableDisk(text, extents, self.session, storage, parent=self.parent)
+        return self.disk
 
     def _extent(self, storage: Device, length: int) -> ExtentFile:
         kind = self._shape.type
@@ -353,10 +359,28 @@ class _Construction:
 
     # ── how it appears ───────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def names(self) -> list[str]:
+        """The paths of all files that it will be made of, the descriptor's last."""
+        return [part.final for part in self._parts]
+
+    def complete(self) -> None:
+        """Write what the disk still lacks; it is whole then, and with ``sync`` durable, though nameless."""
+        if self.sync:
+            self.disk.flush()
+        self.session.close()
+
+    def read_back(self) -> VmdkDisk:
+        """Open the complete disk once more, for reading, before it has its name; whoever asks closes it."""
+        parts = {os.path.basename(part.final): part.temporary for part in self._parts}
+        return open_parts(
+            self.files, self._parts[-1].temporary, parts, self.parent.name if self.parent is not None else ""
+        )
+
     def publish(self) -> None:
         """Give every file its name, the descriptor's last. A disk that is replaced disappears first as a whole."""
         for part in self._parts:
-            if part.storage is not None:
+            if part.storage is not None and self.sync:
                 part.storage.flush()
         last = self._parts[-1]
         if self.overwrite and len(self._parts) > 1:

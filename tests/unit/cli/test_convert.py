@@ -92,7 +92,13 @@ def test_the_source_is_never_the_target(words: list[str], vmdkit: Any, raw: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-O", "qcow9"], "cannot write 'qcow9' yet, only raw"),
+        (
+            ["-O", "qcow9"],
+            (
+                "cannot write 'qcow9', only raw, monolithicSparse, twoGbMaxExtentSparse, monolithicFlat, "
+                "twoGbMaxExtentFlat, vmfs, vmfsSparse"
+            ),
+        ),
         (["-S", "5"], "a granularity of 5 does not divide 1048576, or is no multiple of 8"),
         (["-S", "lots"], "'lots' is no size; write for example 1048576, 64k, 10G or 1.5T"),
     ],
@@ -147,9 +153,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(vmdkit: Any, tmp_path: Path) -> 
 def test_interrupted(number: int, code: int, tmp_path: Path) -> None:
     """A pipe as the source of time: the target is begun, then the signal comes."""
     script = (
-        "import sys, time, vmdkit.ops.copy as engine, vmdkit.cli.convert as verb\n"
+        "import sys, time, vmdkit.converter as engine\n"
         "def slow(*_):\n    print('begun', flush=True)\n    time.sleep(20)\n"
-        "verb.copy = slow\n"
+        "engine.copy = slow\n"
         "from vmdkit.cli.main import run\n"
         "sys.argv = ['vmdkit', 'convert', '--raw', 'in', 'out']\n"
         "sys.exit(run())\n"

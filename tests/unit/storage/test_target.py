@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmdkit.cli.target import in_place, new_file, refuse_own_files
 from vmdkit.errors import UsageError
 from vmdkit.storage.file import open_file
+from vmdkit.storage.target import in_place, new_file, refuse_own_files
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write any Device as a new disk of any format; it appears whole under its name, or not at all.
+
+::
+
+    FORMATS[name].make ─► Output.device ◄── ops.copy ── source
+                          Output.complete               tables, headers, footers; durable, still nameless
+                          Output.read_back ──► check    whoever wants proof compares now
+                          the block ends                names appear, the descriptor's last
+
+An error anywhere before the last line, a signal too, leaves nothing under the final name and no temporary files.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vmdkit.errors import UnsupportedError, UsageError
+from vmdkit.maker import Workshop
+from vmdkit.ops.copy import CopyOptions, Tally, copy, ignore
+from vmdkit.storage.target import new_file, read_back, refuse_own_files
+from vmdkit.vmdk.create import SHAPES, Construction, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from vmdkit.device import Device
+    from vmdkit.vmdk.disk import VmdkDisk
+    from vmdkit.vmdk.files import Files
+
+    Check = Callable[[Device, Device], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be made: ``size`` bytes at ``path``; ``options`` are those of the format's row."""
+
+    path: str
+    size: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parent: VmdkDisk | None = None
+    overwrite: bool = False
+    sync: bool = True
+    files: Files = field(default_factory=Workshop)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A new disk on its way. ``device`` takes the bytes; what is never written there reads as zero.
+
+    ``complete`` writes what the format needs besides and, unless told otherwise, waits until all of it is durable.
+    ``read_back`` then opens the result by a reader's path; whoever calls it closes it.
+    """
+
+    device: Device
+    complete: Callable[[], None]
+    read_back: Callable[[], Device]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A row of FORMATS: what ``-O`` names. ``options`` are the keys that ``-o`` may have."""
+
+    name: str
+    doc: str
+    make: Callable[[Order, Device], AbstractContextManager[Output]]
+    options: tuple[str, ...] = ()
+    parent: bool = False  # whether it can be a child
+
+
+def convert(
+    source: Device,
+    order: Order,
+    kind: str,
+    copying: CopyOptions = CopyOptions(),  # noqa: B008  # immutable
+    *,
+    check: Check | None = None,
+    progress: Callable[[int], None] = ignore,
+    tally: Tally | None = None,
+) -> Tally:
+    """Write ``source`` as a new disk of format ``kind``.
+
+    ``check(source, written)`` is called with the result, opened by a reader's path, when it is complete and before
+    it has its name; what it raises leaves nothing behind. Raises UsageError for what contradicts itself, where
+    something exists and may not be overwritten, or is a file that the source is read from; UnsupportedError for an
+    unknown format; and what reading and writing raise.
+    """
+    row = find_format(kind)
+    if order.size < source.size:
+        raise UsageError(f"{source.size} bytes do not fit into {order.size}", path=order.path)
+    unknown = [key for key in order.options if key not in row.options]
+    if unknown:
+        takes = f"it takes {', '.join(row.options)}" if row.options else "it takes none"
+        raise UsageError(f"{row.name} has no option {unknown[0]!r}; {takes}")
+    if order.parent is not None and not row.parent:
+        raise UsageError(f"{row.name} cannot have a parent")
+    tally = Tally() if tally is None else tally
+    with row.make(order, source) as output:
+        copy(source, output.device, replace(copying, destination_is_zero=True), progress, tally)
+        output.complete()
+        if check is not None:
+            with output.read_back() as written:
+                check(source, written)
+    return tally
+
+
+def find_format(kind: str) -> Format:
+    """Return the row that ``kind`` names, in any case; raises UnsupportedError."""
+    row = FORMATS.get(kind.lower())
+    if row is None:
+        raise UnsupportedError(f"cannot write {kind!r}, only {', '.join(row.name for row in FORMATS.values())}")
+    return row
+
+
+@contextmanager
+def _raw(order: Order, source: Device) -> Iterator[Output]:
+    refuse_own_files(source, order.path, order.path)
+    with new_file(order.path, order.size, overwrite=order.overwrite, sync=order.sync) as device:
+        yield Output(device, device.flush if order.sync else _nothing, lambda: read_back(device))
+
+
+@contextmanager
+def _vmdk(subformat: str, order: Order, source: Device) -> Iterator[Output]:
+    recipe = Recipe(subformat, **order.options)
+    with Construction(
+        order.files, order.path, order.size, recipe, order.parent, overwrite=order.overwrite, sync=order.sync
+    ) as work:
+        for name in work.names:
+            refuse_own_files(source, name, work.shown(name))
+        yield Output(work.build_disk(), work.complete, work.read_back)
+        work.publish()
+
+
+def _nothing() -> None:
+    """Complete what is complete."""
+
+
+_COMMON = ("adapter", "hwversion")
+_OF_TYPE = {"SPARSE": ("grain", "zeroed_grain"), "VMFSSPARSE": ("grain",), "FLAT": ("preallocate",)}
+
+FORMATS: dict[str, Format] = {
+    row.name.lower(): row
+    for row in (
+        Format("raw", "the bytes as the guest sees them", _raw),
+        *(
+            Format(
+                shape.name,
+                shape.doc,
+                partial(_vmdk, shape.name),
+                options=(*_COMMON, *_OF_TYPE.get(shape.type, ("thin", "preallocate"))),
+                parent=shape.child,
+            )
+            for shape in SHAPES.values()
+        ),
+    )
+}
