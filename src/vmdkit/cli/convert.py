@@ -107,6 +107,8 @@ def _convert(
     from vmdkit.converter import Order, convert
     from vmdkit.maker import Workshop
     from vmdkit.ops.copy import Tally, stream
+    from vmdkit.ops.offload import Pipe
+    from vmdkit.ops.sink import RawSink
     from vmdkit.storage.target import is_block_device
 
     tally = Tally()
@@ -114,7 +116,7 @@ def _convert(
         _only_raw(kind, "standard output takes")
         _check_stdout(source)
         with shown(args, source.size, tally) as progress:
-            return stream(source, sys.stdout.fileno(), progress, tally, args.threads)
+            return stream(source, RawSink(Pipe(sys.stdout.fileno())), progress, tally, args.threads)
     if args.no_create or is_block_device(args.target):
         _only_raw(kind, "-n writes" if args.no_create else "a block device takes")
         return _into(args, source, copying, tally)

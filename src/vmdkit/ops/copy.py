@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: the vmdkit authors
 # SPDX-License-Identifier: Apache-2.0
-"""THE copy engine: any Device into any other Device, or in order into a pipe.
+"""THE copy engine: any Device into any other Device, or in order into a Sink.
 
 ::
 
@@ -8,6 +8,7 @@
                     verbatim in a file ─────────────► the kernel moves it (Offload), by the calling thread
                     else, or where that is refused ─► read, look for zeros, write: a few threads, bounded memory
 
+In order (``stream`` into what ``ops/sink.py`` describes) threads read and pack, and the calling thread writes.
 Holes are never read. What the kernel moves is not searched for zeros: that would cost a read.
 """
 
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmdkit import ranges
 from vmdkit.errors import UsageError
-from vmdkit.ops.offload import STEP, Offload, Pipe
-from vmdkit.ops.plan import Segment, naming, plan
-from vmdkit.ops.pool import CHUNK, THREADS, ordered, read_ahead
+from vmdkit.ops.offload import Offload
+from vmdkit.ops.plan import Segment, naming, plan, whole
+from vmdkit.ops.pool import CHUNK, THREADS, ordered, work_ahead
+from vmdkit.ops.sink import Packed, Sender, Sink
 from vmdkit.ops.zeros import data_runs
-from vmdkit.units import GIB, KIB
+from vmdkit.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int], None]
 
 _ZERO_STEP = GIB  # bytes of one zero request: few, and a signal is noticed between them
+_ZEROS = 64 * MIB  # bytes of zeros that a sink is given at once: progress moves, and a signal is noticed
 _MOST_PIECES = 256  # in one batch: bounds what waits where runs are tiny
 
 
@@ -101,39 +104,49 @@ def copy(
 
 
 def stream(
-    source: Device, fd: int, progress: Progress = ignore, tally: Tally | None = None, threads: int = THREADS
+    source: Device, sink: Sink[Packed], progress: Progress = ignore, tally: Tally | None = None, threads: int = THREADS
 ) -> Tally:
-    """Write all of ``source`` to ``fd`` in order, as to a pipe. Raises as ``copy``, or BrokenPipeError."""
+    """Write all of ``source`` into ``sink`` in order, and finish it. ``threads`` read and pack.
+
+    Raises as ``copy``, what the sink raises, and BrokenPipeError; the sink is not finished then.
+    """
     tally = Tally() if tally is None else tally
-    pipe = Pipe(fd)
-    with closing(read_ahead(source, threads=threads, files=True)) as pieces:
-        for segment, view in pieces:
-            if view is not None:
-                pipe.write(view)
-                tally.read += segment.length
-                progress(segment.length)
-            elif segment.zero:
-                for _, length in ranges.split(segment.offset, segment.length, STEP):
-                    pipe.zeros(length)
+    sender = sink if isinstance(sink, Sender) else None
+    grain = sink.granularity
+    segments = plan(source) if sender is not None else whole(plan(source), grain)
+    step = grain * max(1, CHUNK // grain)
+    work = work_ahead(source, segments, sink.pack, threads=threads, files=sender is not None, step=step)
+    with closing(work) as pieces:
+        for segment, packed in pieces:
+            if segment.zero:
+                for offset, length in ranges.split(segment.offset, segment.length, grain * max(1, _ZEROS // grain)):
+                    sink.zeros(offset, length)
                     tally.skipped += length
                     progress(length)
-            else:
-                _send(source, segment, pipe, progress, tally)
+            elif packed is not None:
+                sink.put(packed)
+                tally.read += segment.length
+                progress(segment.length)
+            elif sender is not None:
+                _send(source, segment, sink, sender, progress, tally)
+    sink.finish()
     return tally
 
 
-def _send(source: Device, segment: Segment, pipe: Pipe, progress: Progress, tally: Tally) -> None:
+def _send(
+    source: Device, segment: Segment, sink: Sink[Packed], sender: Sender, progress: Progress, tally: Tally
+) -> None:
     """Send a segment that lies in a file; read it where the kernel does not."""
     done = 0
     while done < segment.length:
-        moved = pipe.send(segment.fd, segment.at + done, segment.length - done)
+        moved = sender.send(segment.fd, segment.at + done, segment.length - done)
         if moved:
             tally.moved += moved
         else:
             moved = min(segment.length - done, CHUNK)
             with naming(segment.offset + done, moved, source):
                 buf = source.pread(moved, segment.offset + done)
-            pipe.write(memoryview(buf))
+            sink.put(sink.pack(segment.offset + done, memoryview(buf)))
             tally.read += moved
         done += moved
         progress(moved)

@@ -109,8 +109,9 @@ class Pipe:
             self._splices = False
         return 0
 
-    def write(self, view: memoryview) -> None:
-        """Write all of ``view``."""
+    def write(self, data: bytes | memoryview, /) -> None:
+        """Write all of ``data``."""
+        view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
@@ -118,7 +119,7 @@ class Pipe:
                 self._wait()
 
     def zeros(self, count: int) -> None:
-        """Write up to STEP zero bytes from one shared buffer."""
+        """Write ``count`` zero bytes from one shared buffer."""
         zeros = memoryview(ZEROS)
         while count:
             step = min(count, len(zeros))

@@ -19,7 +19,7 @@ from vmdkit.device import ExtentFlags, Kind, Location
 from vmdkit.errors import VmdkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vmdkit.device import Device
 
@@ -61,6 +61,28 @@ def plan(device: Device, count: int | None = None, offset: int = 0) -> Iterator[
         if not zero and run.kind is Kind.DATA and run.storage is not None:
             fd = run.storage.fileno()
         yield Segment(run.offset, run.length, zero, NO_FILE if fd is None else fd, run.at)
+
+
+def whole(segments: Iterable[Segment], granularity: int) -> Iterator[Segment]:
+    """Move the seams of contiguous segments to multiples of ``granularity``: zeros shrink, data grow and are joined.
+
+    What becomes data no longer says in which file it lies. The end, where no multiple falls, stays where it is.
+    """
+    start = end = -1  # of the data that wait to be joined
+    for segment in segments:
+        low, high = segment.offset, segment.offset + segment.length
+        if start < 0:
+            start = end = low
+        if segment.zero:
+            up, down = -(-low // granularity) * granularity, high // granularity * granularity
+            if up < down:
+                if start < up:
+                    yield Segment(start, up - start, zero=False)
+                yield Segment(up, down - up, zero=True)
+                start = down
+        end = high
+    if start < end:
+        yield Segment(start, end - start, zero=False)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from vmdkit import ranges
@@ -73,32 +72,54 @@ def read_ahead(
 
     With ``files`` a segment that is verbatim in a file has None too. A view is good until the next step.
     """
-    ahead = 3 * threads
-    free: SimpleQueue[bytearray] = SimpleQueue()
-    for _ in range(ahead + 1):
-        free.put(bytearray(CHUNK))
+    return work_ahead(device, plan(device, count, offset), lambda _, view: view, threads=threads, files=files)
+
+
+def work_ahead(
+    device: Device,
+    segments: Iterable[Segment],
+    work: Callable[[int, memoryview], Result],
+    *,
+    threads: int = THREADS,
+    files: bool = False,
+    step: int = CHUNK,
+) -> Generator[tuple[Segment, Result | None], None, None]:
+    """Read segments in pieces that cross no multiple of ``step``; yield each with ``work(offset, view)``, in order.
+
+    Threads do both. A zero segment, and with ``files`` one that is verbatim in a file, is yielded whole with None.
+    What ``work`` returns must not refer to its view, unless it is the view: that is good until the next step.
+    """
+    free: list[bytearray] = []  # as many as are in use at once: one a thread, more only where views are given away
 
     def heavy(piece: Segment) -> bool:
         return not piece.zero and not (files and piece.fd >= 0)
 
     def pieces() -> Iterator[Segment]:
-        for segment in plan(device, count, offset):
+        for segment in segments:
             if not heavy(segment):
                 yield segment
                 continue
-            for start, length in ranges.split(segment.offset, segment.length, CHUNK):
+            for start, length in ranges.split(segment.offset, segment.length, step):
                 yield segment._replace(offset=start, length=length)
 
-    def fetch(piece: Segment) -> tuple[Segment, bytearray | None]:
+    def fetch(piece: Segment) -> tuple[Segment, Result | None, bytearray | None]:
         if not heavy(piece):
-            return piece, None
-        buf = free.get()
+            return piece, None, None
+        try:
+            buf = free.pop()
+        except IndexError:
+            buf = bytearray(step)
+        view = memoryview(buf)[: piece.length]
         with naming(piece.offset, piece.length, device):
-            device.pread_into(memoryview(buf)[: piece.length], piece.offset)
-        return piece, buf
+            device.pread_into(view, piece.offset)
+        result = work(piece.offset, view)
+        if result is view:
+            return piece, result, buf
+        free.append(buf)
+        return piece, result, None
 
-    with closing(ordered(fetch, pieces(), threads=threads, ahead=ahead, heavy=heavy)) as fetched:
-        for piece, buf in fetched:
-            yield piece, None if buf is None else memoryview(buf)[: piece.length]
+    with closing(ordered(fetch, pieces(), threads=threads, heavy=heavy)) as fetched:
+        for piece, result, buf in fetched:
+            yield piece, result
             if buf is not None:
-                free.put(buf)
+                free.append(buf)

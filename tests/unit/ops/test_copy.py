@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from vmdkit.errors import UsageError
 from vmdkit.ops import offload
 from vmdkit.ops.copy import CopyOptions, Tally, copy, stream
+from vmdkit.ops.offload import Pipe
 from vmdkit.ops.pool import CHUNK
+from vmdkit.ops.sink import RawSink
 from vmdkit.storage.memory import MemoryDevice
 
 if TYPE_CHECKING:
@@ -177,7 +179,7 @@ def test_memory_stays_bounded(pieces: Any) -> None:
 def test_streams_in_order(kind: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(kind)(MIXED)
     tally = Tally()
-    found = through_pipe(lambda fd: stream(source, fd, tally=tally))
+    found = through_pipe(lambda fd: stream(source, RawSink(Pipe(fd)), tally=tally))
     assert found == source.data
     assert tally.moved + tally.read + tally.skipped == source.size
     assert bool(tally.moved) == (kind == "mapped")
@@ -187,7 +189,7 @@ def test_a_stream_nobody_reads(pieces: Any) -> None:
     read, write = os.pipe()
     os.close(read)
     with pytest.raises(BrokenPipeError):
-        stream(pieces(MIXED), write)
+        stream(pieces(MIXED), RawSink(Pipe(write)))
     os.close(write)
 
 
@@ -200,7 +202,7 @@ def test_any_mixture(pieces: Any, lumps: list[tuple[int, bytes | None]]) -> None
     made = Watched(b"x" * source.size)
     copy(source, made, CopyOptions(granularity=1024))
     assert made.pread(made.size, 0) == source.data
-    assert through_pipe(lambda fd: stream(source, fd)) == source.data
+    assert through_pipe(lambda fd: stream(source, RawSink(Pipe(fd)))) == source.data
 
 
 def through_pipe(write_to: Callable[[int], object]) -> bytes:

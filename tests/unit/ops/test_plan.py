@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vmdkit.errors import FormatError
-from vmdkit.ops.plan import NO_FILE, Segment, naming, placed, plan
+from vmdkit.ops.plan import NO_FILE, Segment, naming, placed, plan, whole
 from vmdkit.storage.memory import MemoryDevice
 
 KIB = 1024
@@ -49,6 +49,31 @@ def test_holes_of_the_file_below_are_zero(mapped: Any, target: Any) -> None:
 def test_memory_must_be_read() -> None:
     assert list(plan(MemoryDevice(100))) == [Segment(0, 100, False, NO_FILE)]
     assert list(plan(MemoryDevice(0))) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([10, -30, 10], [10, -30, 10]),
+        ([8, -30, 12], [10, -20, 20]),
+        ([8, -9, 33], [50]),  # no whole ten in the zeros
+        ([-50], [-50]),
+        ([-55], [-50, 5]),
+        ([-5], [5]),
+        ([-9, 1, -9, 1, -20], [20, -20]),
+        ([3, 4, -10, 20, 3], [40]),
+        ([-10, -10, 5], [-10, -10, 5]),
+    ],
+)
+def test_seams_move_to_whole_grains(lengths: list[int], expected: list[int]) -> None:
+    segments, at = [], 0
+    for length in lengths:
+        segments.append(Segment(at, abs(length), length < 0, 7 if length > 0 else NO_FILE, 99))
+        at += abs(length)
+    found = list(whole(segments, 10))
+    assert [-run.length if run.zero else run.length for run in found] == expected
+    assert [run.offset for run in found] == [sum(map(abs, expected[:index])) for index in range(len(expected))]
+    assert all(run.fd == NO_FILE for run in found)
 
 
 def test_errors_say_where(pieces: Any) -> None:
