@@ -7,9 +7,9 @@ the driver are checked here, once. Drivers fill in the underscored verbs and may
 
 ::
 
-      caller:   pread_into pread pwrite zero trim flush cache extents locate close
-      ─────────────────────────── the checked edge ───────────────────────────────
-      driver:  _pread_into      _pwrite _zero _trim _flush _cache _extents _locate _close
+      caller:   pread_into pread pwrite zero trim flush cache extents locate place close
+      ────────────────────────────── the checked edge ───────────────────────────────────
+      driver:  _pread_into      _pwrite _zero _trim _flush _cache _extents _locate _place _close
                (required)       (each absent one has exactly one default)
 
 Contract (printed with examples in docs/device.md, asserted by tests/conformance):
@@ -67,6 +67,7 @@ class Can(IntFlag):
     MULTI_CONN = 256  # flush on one connection covers what completed on all
     RESIZE = 0x200  # the end can be moved; what VMDK needs of the files it grows
     FORK = 0x400  # processes forked after opening may all use it
+    PLACE = 0x800  # says where bytes that are about to be written belong
 
 
 class BlockSize(NamedTuple):
@@ -313,6 +314,20 @@ class Device(ABC):
         return self._joined_locations(count, offset)
 
     @final
+    def place(self, count: int, offset: int) -> Location | None:
+        """Return where the first of ``count`` bytes at ``offset`` belong, for a caller that writes them there itself.
+
+        The run is DATA and at least a byte long; all of it has to be written, through ``storage`` or its descriptor,
+        before anything else is done with this range. None: only ``pwrite`` can. For what the kernel can move.
+        """
+        if not self._may_change(offset, count):
+            return None
+        run = self._place(count, offset)
+        if run is not None and (run.offset != offset or not 0 < run.length <= count or run.kind is not Kind.DATA):
+            raise self._lied("place", run.offset, run.length, offset)
+        return run
+
+    @final
     def close(self) -> None:
         """Give back what the device holds; later calls raise, a second close does nothing."""
         with self._closing:
@@ -384,6 +399,10 @@ class Device(ABC):
     def _locate(self, count: int, offset: int) -> Iterator[Location]:
         """Yield locations from ``offset`` on; may stop early after at least one. Default: unknown."""
         yield Location(offset, count, Kind.UNKNOWN)
+
+    def _place(self, count: int, offset: int) -> Location | None:
+        """Say where the beginning of a range belongs, and count it as written. Default: not known."""
+        return None
 
     def _close(self) -> None:
         """Default: nothing to give back."""

@@ -62,7 +62,7 @@ class FileDevice(Device):
         size = os.lseek(fd, 0, os.SEEK_END)
         can = Can.FLUSH | Can.EXTENTS | Can.CACHE | Can.MULTI_CONN | Can.FORK
         if writable:
-            can |= Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM
+            can |= Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM | Can.PLACE
             can |= Can.NONE if block_device else Can.RESIZE
         super().__init__(size, name=path, can=can, block_size=BlockSize())
         self._fd = fd
@@ -136,6 +136,9 @@ class FileDevice(Device):
                 yield Location(start, length, Kind.HOLE)
             else:
                 yield Location(start, length, Kind.DATA, self, start)
+
+    def _place(self, count: int, offset: int) -> Location:
+        return Location(offset, count, Kind.DATA, self, offset)
 
     def _data_and_holes(self, count: int, offset: int) -> Iterator[tuple[int, int, bool]]:
         """Walk a range by SEEK_DATA and SEEK_HOLE: yield (offset, length, is a hole)."""

@@ -13,22 +13,19 @@ leaves no disk: temporary files at most, and those only after a power cut.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmdkit.errors import ChainError, UsageError
 from vmdkit.units import KIB, SECTOR, TIB, format_size
 from vmdkit.vmdk import descriptor_edit, layout
-from vmdkit.vmdk.cowd import CowdExtent
 from vmdkit.vmdk.descriptor import NO_CID, parse
 from vmdkit.vmdk.descriptor_text import NewLine, checked_name, new_long_id, new_uuid, render
 from vmdkit.vmdk.flat import FlatExtent
+from vmdkit.vmdk.fresh import FreshCowd, FreshHosted, NewDisk
 from vmdkit.vmdk.geometry import geometry
-from vmdkit.vmdk.hosted import HostedExtent, read_header
 from vmdkit.vmdk.read_back import open_parts
-from vmdkit.vmdk.same_content import SameContent
-from vmdkit.vmdk.writable import WritableDisk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.disk import VmdkDisk
     from vmdkit.vmdk.extent_file import ExtentFile
     from vmdkit.vmdk.files import Files
+    from vmdkit.vmdk.structs import CowdHeader, HostedHeader
 
 ADAPTERS = ("ide", "buslogic", "lsilogic", "legacyESX")
 SPARSE_PIECE = 4192256 * SECTOR  # 2047 MiB: with its tables the file stays below 2 GiB (format spec 1.11)
@@ -155,7 +153,7 @@ def create(
     overwritten; ChainError for a parent that cannot be one; OSError. Nothing is left behind then.
     """
     with Construction(files, path, size, recipe, parent, overwrite=overwrite) as work:
-        work.build(keep=False)
+        work.build()
         work.publish()
 
 
@@ -168,7 +166,7 @@ def new_disk(
     *,
     parent: VmdkDisk | None = None,
     overwrite: bool = False,
-) -> Iterator[WritableDisk]:
+) -> Iterator[NewDisk]:
     """Give a new disk to be filled; it appears at ``path``, whole and durable, when the block ends without an error.
 
     Takes and raises what ``create`` does. The parent stays the caller's to close.
@@ -302,60 +300,59 @@ class Construction:
             ddb["thinProvisioned"] = "1"
         return render(shape.name, lines, ddb, cid=cid)
 
-    def build(self, *, keep: bool) -> bytes:
-        """Write every file under its temporary name, durably; return the descriptor. ``keep`` leaves them open."""
+    def build(self) -> None:
+        """Write every file of an empty disk under its temporary name, durably."""
         text = self._text()
+        for part in self._parts:
+            with closing(self.files.new_file(part.temporary, part.final)) as storage:
+                if part.length:
+                    self._write_extent(storage, part.length, text)
+                else:
+                    _write_text(storage, text)
+                storage.flush()
+
+    def build_disk(self) -> NewDisk:
+        """Begin every file under its temporary name, and return the disk that they will be, to be filled."""
+        text = self._text()
+        extents: list[ExtentFile] = []
         for part in self._parts:
             storage = part.storage = self.files.new_file(part.temporary, part.final)
             if part.length:
-                self._write_extent(storage, part.length, text)
+                extents.append(self._fresh(storage, part.length, text))
             else:
-                storage.resize(len(text))
-                storage.pwrite(text, 0)
-            if not keep:
-                storage.flush()
-                storage.close()
-                part.storage = None
-        return text
-
-    def _write_extent(self, storage: Device, length: int, text: bytes) -> None:
-        recipe, shape = self.recipe, self._shape
-        if shape.is_flat:
-            storage.resize(length)
-            if recipe.preallocate or (shape.name == "vmfs" and not recipe.thin):
-                storage.zero(length, 0, no_hole=True)  # allocates: fallocate(2) where the file system has it
-        elif shape.type == "VMFSSPARSE":
-            layout.write_cowd(storage, layout.cowd_header(length, recipe.grain or layout.COWD_GRAIN))
-        else:
-            area = layout.DESCRIPTOR_AREA if shape.embedded else 0
-            grain = recipe.grain or layout.HOSTED_GRAIN
-            header = layout.hosted_header(length, grain, descriptor=area, zero_grains=recipe.zeroed_grain)
-            layout.write_hosted(storage, header, text if shape.embedded else b"")
-
-    def build_disk(self) -> WritableDisk:
-        """Write every file, and return the disk that they are; its names need not be there yet."""
-        raw = self.build(keep=True)
-        text = parse(raw, self._final, at=SECTOR if self._shape.embedded else 0)
-        extents: list[ExtentFile] = []
-        for part, line in zip(self._parts, text.extents, strict=False):
-            if part.storage is not None:
-                extents.append(self._extent(part.storage, line.length))
-        storage = self._parts[-1].storage or self._parts[0].storage
-        if storage is None:
-            raise UsageError("nothing was built", path=self.path)
-        self.session = SameContent(text, storage)
-        for extent in extents:
-            self.session.take(extent)
-        self.disk = WritableDisk(text, extents, self.session, storage, parent=self.parent)
+                _write_text(storage, text)
+        self.disk = NewDisk(parse(text, self._final), extents, parent=self.parent)
         return self.disk
 
-    def _extent(self, storage: Device, length: int) -> ExtentFile:
+    def _write_extent(self, storage: Device, length: int, text: bytes) -> None:
+        if self._shape.is_flat:
+            self._write_flat(storage, length)
+        elif self._shape.type == "VMFSSPARSE":
+            layout.write_cowd(storage, self._cowd_header(length))
+        else:
+            layout.write_hosted(storage, self._hosted_header(length), text if self._shape.embedded else b"")
+
+    def _fresh(self, storage: Device, length: int, text: bytes) -> ExtentFile:
         kind = self._shape.type
         if self._shape.is_flat:
+            self._write_flat(storage, length)
             return FlatExtent(length, storage, start=0, kind=kind)
         if kind == "VMFSSPARSE":
-            return CowdExtent(storage, kind=kind)
-        return HostedExtent(storage, read_header(storage), kind=kind)
+            return FreshCowd(storage, self._cowd_header(length), kind=kind, whole=self.parent is None)
+        return FreshHosted(storage, self._hosted_header(length), text if self._shape.embedded else b"", kind=kind)
+
+    def _write_flat(self, storage: Device, length: int) -> None:
+        storage.resize(length)
+        if self.recipe.preallocate or (self._shape.name == "vmfs" and not self.recipe.thin):
+            storage.zero(length, 0, no_hole=True)  # allocates: fallocate(2) where the file system has it
+
+    def _cowd_header(self, length: int) -> CowdHeader:
+        return layout.cowd_header(length, self.recipe.grain or layout.COWD_GRAIN)
+
+    def _hosted_header(self, length: int) -> HostedHeader:
+        area = layout.DESCRIPTOR_AREA if self._shape.embedded else 0
+        grain = self.recipe.grain or layout.HOSTED_GRAIN
+        return layout.hosted_header(length, grain, descriptor=area, zero_grains=self.recipe.zeroed_grain)
 
     # ── how it appears ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -366,9 +363,7 @@ class Construction:
 
     def complete(self) -> None:
         """Write what the disk still lacks; it is whole then, and with ``sync`` durable, though nameless."""
-        if self.sync:
-            self.disk.flush()
-        self.session.close()
+        self.disk.complete(sync=self.sync)
 
     def read_back(self) -> VmdkDisk:
         """Open the complete disk once more, for reading, before it has its name; whoever asks closes it."""
@@ -401,6 +396,11 @@ class Construction:
                 with suppress(FileNotFoundError):
                     self.files.remove(part.final)
             raise
+
+
+def _write_text(storage: Device, text: bytes) -> None:
+    storage.resize(len(text))
+    storage.pwrite(text, 0)
 
 
 def hint_for(files: Files, parent: str, child: str) -> str:

@@ -95,11 +95,14 @@ def directories(header: HostedHeader) -> list[tuple[int, bytes]]:
     ]
 
 
-def write_hosted(storage: Device, header: HostedHeader, text: bytes = b"") -> None:
-    """Write a new extent into an empty file; not flushed. ``text`` goes into the descriptor's area."""
+def write_hosted(storage: Device, header: HostedHeader, text: bytes = b"", *, grains: int = 0) -> None:
+    """Write a new extent into an empty file; not flushed. ``text`` goes into the descriptor's area.
+
+    ``grains`` bytes of grains are there already, and all tables that point at them.
+    """
     if len(text) > header.descriptor_size:
         raise UsageError(f"the descriptor has {len(text)} bytes; {header.descriptor_size} are reserved for it")
-    storage.resize(header.overhead)
+    storage.resize(header.overhead + grains)
     for at, directory in directories(header):
         storage.pwrite(directory, at)
     storage.pwrite(text, SECTOR)
