@@ -41,7 +41,7 @@ from vmdkit.kernels import ZEROS
 from vmdkit.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
@@ -187,10 +187,6 @@ class Device(ABC):
         """
         return None
 
-    def parts(self) -> Iterable[Device]:
-        """Return the devices that this one reads from directly: files, parents, what it stands in front of."""
-        return ()
-
     # ── the checked edge ─────────────────────────────────────────────────────────────────────────────────────
 
     @final
@@ -233,9 +229,10 @@ class Device(ABC):
             self._pread_into(whole, start)
             whole[offset - start : offset - start + len(view)] = view
             view = whole
-        self._pwrite(view, start)
         if fua:
-            self._flush()
+            self._pwrite_fua(view, start)
+        else:
+            self._pwrite(view, start)
 
     @final
     def zero(self, count: int, offset: int, *, no_hole: bool = False, fast: bool = False, fua: bool = False) -> None:
@@ -365,6 +362,11 @@ class Device(ABC):
     def _pwrite(self, view: memoryview, offset: int) -> None:
         """Write all of ``view``; called only where ``can`` has WRITE."""
         raise ReadOnlyError("this device has no way to write", path=self._name)
+
+    def _pwrite_fua(self, view: memoryview, offset: int) -> None:
+        """Write ``view`` so that it is durable. Default: a write and a flush."""
+        self._pwrite(view, offset)
+        self._flush()
 
     def _zero(self, count: int, offset: int, *, no_hole: bool, fast: bool) -> None:
         """Default: write zeros, a piece at a time; ``fast`` never arrives without Can.FAST_ZERO."""

@@ -16,6 +16,7 @@
     ├─ GateError             EACCES     an image named something the gate refused
     ├─ LocalProtocolError    EPROTO     we were about to break NBD
     ├─ RemoteProtocolError   EPROTO     the peer broke NBD; the connection is dead
+    ├─ ConnectionLostError   ENOTCONN   the server is gone or silent; what it was asked may have happened
     └─ ReplyError            from wire  the server said no; the connection lives
 
 A class exists only where some caller treats it differently. ``OSError`` passes through with its path.
@@ -115,9 +116,19 @@ class RemoteProtocolError(VmdkitError):
     errno = errno.EPROTO
 
 
+class ConnectionLostError(VmdkitError):
+    """The server went away, or does not answer in time; ``closed`` where it was the server that ended it."""
+
+    errno = errno.ENOTCONN
+
+    def __init__(self, message: str, *, path: str | None = None, closed: bool = False) -> None:
+        super().__init__(message, path=path)
+        self.closed = closed
+
+
 class ReplyError(VmdkitError):
     """The server answered a request with an error; the connection lives."""
 
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, number: int, *, path: str | None = None, offset: int | None = None) -> None:
+        super().__init__(message, path=path, offset=offset)
         self.errno = number

@@ -3,8 +3,7 @@
 """Turn what a user names into a Device: the one door of the library, ``vmdkit.open``.
 
 A path is opened as a VMDK; raw bytes have to be asked for, never guessed: what a guest can write into a raw disk
-would otherwise choose how its host reads it (users spec, A5). An address is opened by what ``SCHEMES`` names for it,
-and so is a disk inside an archive, ``box.ova#disk.vmdk``.
+would otherwise choose how its host reads it (users spec, A5). An address is opened by what ``SCHEMES`` names for it.
 """
 
 from __future__ import annotations
@@ -30,11 +29,15 @@ if TYPE_CHECKING:
 # so that a floor above this one may be named and a missing extra costs nothing; the function is called with the
 # location as it was given and the OpenOptions, and returns a Device.
 SCHEMES: Final[dict[str, str]] = {
-    "ova": "vmdkit.ova.disk:open_disk",  # also what is named box.ova, or box.ova#member
+    "nbd": "vmdkit.nbd.client:open_uri",
+    "nbds": "vmdkit.nbd.client:open_uri",
+    "nbd+unix": "vmdkit.nbd.client:open_uri",
+    "nbds+unix": "vmdkit.nbd.client:open_uri",
+    "nbd+vsock": "vmdkit.nbd.client:open_uri",
+    "nbds+vsock": "vmdkit.nbd.client:open_uri",
 }
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_OVA = re.compile(r".*?\.ova(#.*)?", re.IGNORECASE | re.DOTALL)
 _DIRECTORIES = ("primary", "redundant")
 
 
@@ -51,6 +54,8 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     ignore_cid: bool = False,
     ignore_journal: bool = False,
     with_children: bool = False,
+    tls_certificates: str | None = None,
+    tls_psk: str | None = None,
 ) -> Device:
     """Open a disk and return it as a Device.
 
@@ -58,7 +63,8 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     leaves parents out; ``untrusted`` allows single-file images only; ``allow_paths`` are directories, besides its
     own, whose files an image may name; ``directory`` chooses the copy of the grain tables (``primary`` or
     ``redundant``); ``ignore_cid`` and ``ignore_journal`` accept what is otherwise refused. ``with_children`` writes
-    to a disk although others in its directory were made from it, which are broken by that.
+    to a disk although others in its directory were made from it, which are broken by that. ``tls_certificates`` (a
+    directory) and ``tls_psk`` (a file of keys) are for servers at addresses.
 
     What is opened for writing is locked, until it is closed, against other programs; its parents too.
 
@@ -69,7 +75,7 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     path = os.fspath(location)
     if directory not in _DIRECTORIES:
         raise UsageError(f"directory is {directory!r}; 'primary' or 'redundant' are the copies there are")
-    scheme = scheme_of(path) or ("ova" if names_archive(path, raw=raw) else None)
+    scheme = scheme_of(path)
     if scheme is not None:
         wishes = OpenOptions(
             writable=writable,
@@ -82,6 +88,8 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
             ignore_cid=ignore_cid,
             ignore_journal=ignore_journal,
             with_children=with_children,
+            tls_certificates=tls_certificates,
+            tls_psk=tls_psk,
         )
         return _opener(scheme, path)(path, wishes)
     if raw:
@@ -115,14 +123,6 @@ def scheme_of(location: str) -> str | None:
     """
     address = _SCHEME.match(location)
     return address[1].lower() if address is not None else None
-
-
-def names_archive(path: str, *, raw: bool = False) -> bool:
-    """Tell whether a path means a disk inside an OVA; ``raw`` without a member means the bytes of the OVA itself."""
-    match = _OVA.fullmatch(path)
-    if match is None or (raw and match[1] is None):
-        return False
-    return match[1] is None or not os.path.lexists(path)  # a file may have such a name
 
 
 def _opener(scheme: str, location: str) -> Callable[[str, OpenOptions], Device]:

@@ -25,3 +25,5 @@ class OpenOptions:
     ignore_cid: bool = False
     ignore_journal: bool = False
     with_children: bool = False
+    tls_certificates: str | None = None
+    tls_psk: str | None = None

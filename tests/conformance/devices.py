@@ -4,22 +4,21 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import images
-import ovas
 from images import CHILDREN, PATCHED, SUBFORMATS
 from layout import SECTOR
 from model import Model
+from require import requires
 from vmdkit import opener
-from vmdkit.device import BlockSize
-from vmdkit.filters.slice import SliceDevice
-from vmdkit.storage.file import open_file
+from vmdkit.nbd import ActivatedAddress, ClientOptions, CommandAddress, connect
 from vmdkit.storage.memory import MemoryDevice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from images import Image
@@ -56,27 +55,6 @@ def raw_file(directory: Path, *, writable: bool = False) -> Opened:
     return Opened(opener.open(image.parts[0].path, raw=True, writable=writable), image.model)
 
 
-def window(directory: Path, *, start: int, block: int = 1) -> Opened:
-    """A slice of a larger device; not where the blocks of that begin, if ``start`` is odd."""
-    model = Model(MIXED)
-    around = b"\xee" * start + model.pread(model.size, 0) + b"\xee" * (-(start + model.size) % 4096 + 4096)
-    return Opened(SliceDevice(MemoryDevice(around, block_size=BlockSize(block)), start, model.size), model)
-
-
-def window_of_file(directory: Path, *, start: int) -> Opened:
-    model = Model(MIXED)
-    path = directory / "around"
-    path.write_bytes(b"\xee" * start + model.pread(model.size, 0) + b"\xee" * 5000)
-    return Opened(SliceDevice(open_file(str(path)), start, model.size), model)
-
-
-def in_ova(directory: Path, kind: str) -> Opened:
-    image = SUBFORMATS[kind].build(directory, MIXED)
-    part = ovas.Part("disk.vmdk", image.path.read_bytes(), image.size)
-    path = ovas.ova(directory / "box.ova", ovas.Ovf([part]))
-    return Opened(opener.open(f"{path}#disk.vmdk"), image.model)
-
-
 def disk(directory: Path, kind: str, layout: str) -> Opened:
     image = {**SUBFORMATS, **PATCHED}[kind].build(directory, layout)
     return Opened(opener.open(image.path), image.model, image)
@@ -92,17 +70,29 @@ def recipe(directory: Path, make: Callable[[Path], Image]) -> Opened:
     return Opened(opener.open(image.path), image.model, image)
 
 
+def ours(directory: Path) -> Opened:
+    """An export of our own server: a chain, so that there is a second context."""
+    image = images.chain(directory, [("hosted", MIXED), ("hosted", OVER)])
+    command = [sys.executable, "-m", "vmdkit.cli.main", "serve", "-s", str(image.path)]
+    return Opened(connect(CommandAddress(command)), image.model)
+
+
+def export(directory: Path, command: Sequence[str], *, activated: bool = False, writable: bool = False) -> Opened:
+    """An export of somebody else's server: a raw file; PATH in the command is where it lies."""
+    requires(command[0])
+    image = images.monolithic_flat(directory, MIXED)
+    words = [str(image.parts[0].path) if word == "PATH" else word for word in command]
+    address = ActivatedAddress(words) if activated else CommandAddress(words)
+    return Opened(connect(address, writable=writable, options=ClientOptions(timeout=30)), image.model)
+
+
+POLICY: Final = (
+    "blocksize-minimum=512", "blocksize-preferred=4096", "blocksize-maximum=65536", "blocksize-error-policy=error",
+)  # fmt: skip
 DEVICES: Final[dict[str, Callable[[Path], Opened]]] = {
     "memory": memory,
     "file": raw_file,
     "file-writable": partial(raw_file, writable=True),
-    "slice": partial(window, start=1000),
-    "slice-aligned": partial(window, start=8192, block=4096),
-    "slice-across-blocks": partial(window, start=700, block=512),
-    "slice-of-file": partial(window_of_file, start=12345),
-    "slice-of-file-from-0": partial(window_of_file, start=0),
-    "in-ova-stream": partial(in_ova, kind="stream-A"),
-    "in-ova-sparse": partial(in_ova, kind="hosted"),
     **{kind: partial(disk, kind=kind, layout=MIXED) for kind in (*SUBFORMATS, *PATCHED)},
     **{
         f"{kind}-tables": partial(disk, kind=kind, layout=TABLES)
@@ -114,6 +104,15 @@ DEVICES: Final[dict[str, Callable[[Path], Opened]]] = {
     "seSparse-over-stream": partial(child, base="stream-A", tops=("seSparse",)),
     "hosted-over-flat": partial(child, base="flat", tops=("hosted",)),
     "four-links": partial(child, base="vmfs", tops=("vmfsSparse", "seSparse-odd", "hosted-zeros")),
+    "nbd": ours,
+    "nbd-qemu": partial(export, command=("qemu-nbd", "-r", "-f", "raw", "PATH"), activated=True),
+    "nbd-qemu-writable": partial(export, command=("qemu-nbd", "-f", "raw", "PATH"), activated=True, writable=True),
+    "nbd-nbdkit": partial(export, command=("nbdkit", "-s", "file", "PATH")),
+    "nbd-nbdkit-pool": partial(export, command=("nbdkit", "file", "PATH"), activated=True, writable=True),
+    "nbd-nbdkit-simple": partial(export, command=("nbdkit", "-s", "--no-sr", "file", "PATH")),
+    "nbd-nbdkit-blocks": partial(
+        export, command=("nbdkit", "-s", "--filter=blocksize-policy", "file", "PATH", *POLICY)
+    ),
     "cowd-recipe": partial(recipe, make=images.cowd_8m),
     "sesparse-recipe": partial(recipe, make=images.sesparse_100m),
 }

@@ -11,6 +11,7 @@ import pytest
 from vmdkit import errors
 from vmdkit.errors import (
     ChainError,
+    ConnectionLostError,
     CorruptError,
     DescriptorError,
     FormatError,
@@ -42,6 +43,7 @@ CASES: list[tuple[VmdkitError, str, int]] = [
     (GateError("outside", path="c"), "c: outside", errno.EACCES),
     (LocalProtocolError("we would break it"), "we would break it", errno.EPROTO),
     (RemoteProtocolError("they broke it"), "they broke it", errno.EPROTO),
+    (ConnectionLostError("it is gone", path="nbd://h"), "nbd://h: it is gone", errno.ENOTCONN),
     (ReplyError("no space", errno.ENOSPC), "no space", errno.ENOSPC),
 ]
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _BLAS = "OPENBLAS_NUM_THREADS"
 
 
-def add_disk_options(parser: Parser) -> None:
-    """Add the options that say how disks are opened."""
+def add_disk_options(parser: Parser, *, tls: bool = True) -> None:
+    """Add the options that say how disks are opened; ``tls`` False where the verb's own say something else."""
     group = parser.add_argument_group("opening disks")
     group.add_argument("--raw", action="store_true", help="the bytes as they are; never guessed from content")
     group.add_argument("--salvage", action="store_true", help="read a stream that was cut off, as far as it goes")
@@ -44,6 +44,18 @@ def add_disk_options(parser: Parser) -> None:
         "--with-children", action="store_true", help="write although other disks were made from this one"
     )
     group.add_argument("--ignore-journal", action="store_true", help="open although a journal was not replayed")
+    if tls:
+        group.add_argument(
+            "--tls-certificates",
+            metavar="DIR",
+            dest="peer_certificates",
+            help="nbds://: holds ca-cert.pem, perhaps client-cert.pem and client-key.pem",
+        )
+        group.add_argument(
+            "--tls-psk", metavar="FILE", dest="peer_psk", help="nbds://: keys shared beforehand, as psktool writes them"
+        )
+    else:
+        parser.set_defaults(peer_certificates=None, peer_psk=None)
 
 
 def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bool | None = None) -> Device:
@@ -63,6 +75,8 @@ def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bo
             ignore_cid=args.ignore_cid,
             ignore_journal=args.ignore_journal,
             with_children=writable and args.with_children,
+            tls_certificates=args.peer_certificates,
+            tls_psk=args.peer_psk,
         )
 
 

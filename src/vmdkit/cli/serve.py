@@ -57,7 +57,7 @@ def register(verbs: Verbs) -> None:
     _add_addresses(parser)
     _add_life(parser)
     _add_tls(parser)
-    add_disk_options(parser)
+    add_disk_options(parser, tls=False)  # --tls-… is about our clients; a DISK's server is spoken to as its URI says
     parser.set_defaults(func=serve_verb)
 
 

@@ -16,9 +16,47 @@ Serve a device from a thread of your own program::
 
 from __future__ import annotations
 
-from vmdkit.nbd.export import Export
-from vmdkit.nbd.listening import tcp, unix, vsock
-from vmdkit.nbd.server import Options, Server
-from vmdkit.nbd.tls import Tls, with_certificates, with_psk
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Export", "Options", "Server", "Tls", "tcp", "unix", "vsock", "with_certificates", "with_psk"]
+if TYPE_CHECKING:
+    from vmdkit.nbd.client import NbdDevice, connect
+    from vmdkit.nbd.client_address import (
+        ActivatedAddress,
+        CommandAddress,
+        SocketAddress,
+        TcpAddress,
+        UnixAddress,
+        VsockAddress,
+    )
+    from vmdkit.nbd.client_pool import ClientOptions
+    from vmdkit.nbd.export import Export
+    from vmdkit.nbd.listening import tcp, unix, vsock
+    from vmdkit.nbd.server import Options, Server
+    from vmdkit.nbd.tls import Tls, with_certificates, with_psk
+
+__all__ = [
+    "ActivatedAddress", "ClientOptions", "CommandAddress", "Export", "NbdDevice", "Options", "Server",
+    "SocketAddress", "TcpAddress", "Tls", "UnixAddress", "VsockAddress", "connect", "tcp", "unix", "vsock",
+    "with_certificates", "with_psk",
+]  # fmt: skip
+
+# Where each name lives; imported when it is used, since who serves needs no client, and neither is cheap.
+_PLACES = {
+    "client": ("NbdDevice", "connect"),
+    "client_address": (
+        "ActivatedAddress", "CommandAddress", "SocketAddress", "TcpAddress", "UnixAddress", "VsockAddress",
+    ),
+    "client_pool": ("ClientOptions",),
+    "export": ("Export",),
+    "listening": ("tcp", "unix", "vsock"),
+    "server": ("Options", "Server"),
+    "tls": ("Tls", "with_certificates", "with_psk"),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,12 +30,14 @@ MAX_EXTENTS: Final = 128 * KIB  # descriptors in one block status chunk, 1 MiB o
 INIT_MAGIC: Final = 0x4E42444D41474943  # "NBDMAGIC"
 OPTION_MAGIC: Final = 0x49484156454F5054  # "IHAVEOPT"
 OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
+OLD_MAGIC: Final = 0x00420281861253  # in the place of OPTION_MAGIC: the handshake of before 2011, without options
 
 GREETING: Final = struct.Struct(">QQH")  # INIT_MAGIC, OPTION_MAGIC, handshake flags
 CLIENT_FLAGS: Final = struct.Struct(">I")
 OPTION: Final = struct.Struct(">QII")  # OPTION_MAGIC, option, length of data
 OPTION_REPLY: Final = struct.Struct(">QIII")  # OPTION_REPLY_MAGIC, option, reply type, length of data
 EXPORT_NAME_REPLY: Final = struct.Struct(">QH")  # size, transmission flags; then 124 zeroes unless NO_ZEROES
+OLD_GREETING: Final = struct.Struct(">QHH")  # size, global flags, transmission flags; then the padding
 PADDING: Final = bytes(124)
 
 INFO_EXPORT_DATA: Final = struct.Struct(">HQH")  # Info.EXPORT, size, transmission flags

@@ -137,14 +137,14 @@ def _set_psk_before_313(context: ssl.SSLContext, keys: Mapping[str, bytes]) -> o
         return len(key)
 
     callback = prototype(answer)
-    library, pointer = _openssl(context)
+    library, pointer = openssl_behind(context)
     library.SSL_CTX_set_psk_server_callback.argtypes = [ctypes.c_void_p, prototype]
     library.SSL_CTX_set_psk_server_callback.restype = None
     library.SSL_CTX_set_psk_server_callback(pointer, callback)
     return callback
 
 
-def _openssl(context: ssl.SSLContext) -> tuple[Any, ctypes.c_void_p]:
+def openssl_behind(context: ssl.SSLContext) -> tuple[Any, ctypes.c_void_p]:
     """Return OpenSSL as ``ssl`` loaded it and its own pointer behind ``context``."""
     import _ssl
 
