@@ -4,8 +4,9 @@
 
 The three servers of a case run side by side, only one has work at a time, and their turns rotate: what is kept are
 the ratios of each round to the better of the two qemus. Before the first round everything is copied out of our
-server and compared with what qemu-img reads. One JSON object a case goes to stdout, then a table: median [min-max].
-CPU is that of all processes of a server for each operation, against the cheaper qemu.
+server and compared with what qemu-img reads. The stream holds files of this system's /usr, the others noise. One
+JSON object a case goes to stdout, then a table: median [min-max]. CPU is that of all processes of a server for each
+operation, against the cheaper qemu.
 
     python3 bench/bench_nbd.py [--quick] [--rounds N] [--case WORD]... [--directory DIR]
 """
@@ -16,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from disks import GIB, files, half_full, noise
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 TICKS = os.sysconf("SC_CLK_TCK")
-WORDS = [f"{word}{number} ".encode() for number in range(200) for word in ("grain", "table", "extent", "sector", "cid")]
 STATUS_CLIENT = """
 import nbd, random, sys, time
 h = nbd.NBD(); h.add_meta_context("base:allocation"); h.connect_uri(sys.argv[1])
@@ -86,34 +86,6 @@ CASES = (
 # ── inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def half_full(path: Path, size: int, content: Iterator[bytes]) -> None:
-    """Write a file of which half is data, in runs of 64 KiB to 4 MiB."""
-    dice = random.Random(7)
-    with path.open("wb") as file:
-        file.truncate(size)
-        offset = 0
-        while offset < size:
-            count = min(dice.randrange(1, 65) * 64 * KIB, size - offset)
-            if dice.random() < 0.49:
-                file.seek(offset)
-                file.write(b"".join(next(content) for _ in range(count // (64 * KIB))))
-            offset += count
-
-
-def noise() -> Iterator[bytes]:
-    while True:
-        yield os.urandom(64 * KIB)
-
-
-def mixture() -> Iterator[bytes]:
-    """Text, records and noise, about 40 % of which deflate leaves."""
-    dice = random.Random(9)
-    while True:
-        yield b"".join(dice.choices(WORDS, k=12000))[: 64 * KIB]
-        yield bytes(dice.choices(range(64), k=32 * KIB)) + bytes(32 * KIB)
-        yield dice.randbytes(64 * KIB)
-
-
 def make_inputs(directory: Path, size: int) -> None:
     """Make the images that are not there yet, with qemu-img."""
 
@@ -122,12 +94,12 @@ def make_inputs(directory: Path, size: int) -> None:
         if not target.exists():
             subprocess.run(["qemu-img", *command], cwd=directory, check=True, stdout=subprocess.DEVNULL)
 
-    for name, content in (("half.raw", noise()), ("mix.raw", mixture())):
+    for name, content in (("half.raw", noise()), ("files.raw", files())):
         if not (directory / name).exists():
             half_full(directory / name, size if name == "half.raw" else size // 4, content)
     image("convert", "-f", "raw", "-O", "vmdk", "half.raw", "half.vmdk")
     image("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=monolithicFlat", "half.raw", "whole.vmdk")
-    image("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", "mix.raw", "stream.vmdk")
+    image("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", "files.raw", "stream.vmdk")
     image("create", "-q", "-f", "vmdk", "empty.vmdk", "1T")
 
 
