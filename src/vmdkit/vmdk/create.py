@@ -24,7 +24,7 @@ from vmdkit.vmdk.descriptor import NO_CID, parse
 from vmdkit.vmdk.descriptor_text import NewLine, checked_name, new_long_id, new_uuid, render
 from vmdkit.vmdk.flat import FlatExtent
 from vmdkit.vmdk.fresh import FreshCowd, FreshHosted, NewDisk
-from vmdkit.vmdk.geometry import geometry
+from vmdkit.vmdk.hardware import check_hardware, hardware_lines
 from vmdkit.vmdk.read_back import open_parts
 
 if TYPE_CHECKING:
@@ -36,12 +36,10 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.files import Files
     from vmdkit.vmdk.structs import CowdHeader, HostedHeader
 
-ADAPTERS = ("ide", "buslogic", "lsilogic", "legacyESX")
 SPARSE_PIECE = 4192256 * SECTOR  # 2047 MiB: with its tables the file stays below 2 GiB (format spec 1.11)
 FLAT_PIECE = 4193792 * SECTOR
 _MOST_PIECES = 65536
 _LARGEST = 1 << 62
-_TOOLS = {"toolsInstallType": "4", "toolsVersion": "2147483647"}  # unmanaged; without it no customization (1.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +102,7 @@ class Recipe:
     def check(self, size: int, *, child: bool) -> None:
         """Raise UsageError for what contradicts itself or the format, for a disk of ``size`` bytes."""
         shape = self.shape
-        if self.adapter not in ADAPTERS:
-            raise UsageError(
-                f"adapter {self.adapter!r} is unknown; {', '.join(ADAPTERS)} are "
-                "(disks behind pvscsi, SATA or NVMe say lsilogic too)"
-            )
-        if not (self.hwversion.isascii() and self.hwversion.isdigit() and 1 <= int(self.hwversion) <= 99):
-            raise UsageError(f"hardware version {self.hwversion!r}; a number from 1 to 99 is due")
+        check_hardware(self.adapter, self.hwversion)
         if child and not shape.child:
             raise UsageError(f"a {shape.name} disk cannot have a parent: raw bytes cannot say 'not here'")
         if self.grain is not None:
@@ -287,15 +279,7 @@ class Construction:
         if parent is not None:
             hint = hint_for(self.files, parent.name, self._final)
             return render(shape.name, lines, ddb, cid=cid, parent_cid=parent.descriptor.cid, hint=hint)
-        cylinders, heads, sectors = geometry(self.size, self.recipe.adapter)
-        ddb |= _TOOLS | {
-            "adapterType": self.recipe.adapter,
-            "geometry.cylinders": str(cylinders),
-            "geometry.heads": str(heads),
-            "geometry.sectors": str(sectors),
-            "uuid": new_uuid(),
-            "virtualHWVersion": self.recipe.hwversion,
-        }
+        ddb |= hardware_lines(self.size, self.recipe.adapter, self.recipe.hwversion) | {"uuid": new_uuid()}
         if self.recipe.thin:
             ddb["thinProvisioned"] = "1"
         return render(shape.name, lines, ddb, cid=cid)

@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: the vmdkit authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write models with our writer, as the command does."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from model import Model
+from vmdkit.device import Can, Device, ExtentFlags
+from vmdkit.ops.copy import stream
+from vmdkit.vmdk.stream_writer import StreamRecipe, StreamWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT = StreamRecipe()
+
+
+class ModelDevice(Device):
+    """A model as a Device; what was never written is a hole."""
+
+    def __init__(self, model: Model, size: int | None = None) -> None:
+        super().__init__(model.size if size is None else size, name="model", can=Can.EXTENTS)
+        self.model = model
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        view[:] = self.model.pread(len(view), offset)
+
+    def _extents(self, count: int, offset: int, context: str) -> Iterator[tuple[int, int, int]]:
+        for start, length, what in self.model.segments(count, offset):
+            yield offset + start, length, int(ExtentFlags.HOLE | ExtentFlags.ZERO) if what == "-" else 0
+
+
+def written(what: str | Model, recipe: StreamRecipe = DEFAULT, *, name: str = "disk.vmdk", threads: int = 2) -> bytes:
+    """Return the stream that our writer makes of a layout or a model."""
+    out = io.BytesIO()
+    device = ModelDevice(Model(what) if isinstance(what, str) else what)
+    writer = StreamWriter(out, device.size, recipe, name=name)
+    stream(device, writer, threads=threads)
+    assert writer.written == len(out.getbuffer())
+    return out.getvalue()
