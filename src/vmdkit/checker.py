@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vmdkit import finder
 from vmdkit.errors import FormatError, VmdkitError
+from vmdkit.opener import names_archive
 from vmdkit.vmdk import locks
 from vmdkit.vmdk.check import How, check_disk, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmdkit.device import Device
     from vmdkit.gate import Gate
     from vmdkit.vmdk.check_findings import Report
 
@@ -38,11 +41,20 @@ def check(
     how = How(chain=chain, shallow=shallow, threads=threads)
     gate = finder.gate_for(untrusted=untrusted, allow_paths=allow_paths)
     try:
-        storage = finder.find_file(path)
+        if names_archive(path):
+            storage, gate = _in_archive(path)
+        else:
+            storage = finder.find_file(path)
     except FormatError as error:
         return unreadable(path, error)
     with storage:
         return check_disk(storage, gate, how, name=path)
+
+
+def _in_archive(location: str) -> tuple[Device, Gate]:
+    """Open a disk inside an OVA, whatever state it is in; the module lies above this one."""
+    opened: tuple[Device, Gate] = import_module("vmdkit.ova.disk").open_storage(location)
+    return opened
 
 
 def unlock(location: str | os.PathLike[str], *, force: bool = False, allow_paths: Sequence[str] = ()) -> list[str]:

@@ -41,7 +41,7 @@ from vmdkit.kernels import ZEROS
 from vmdkit.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -186,6 +186,10 @@ class Device(ABC):
         For copy offload (copy_file_range, sendfile) and for callers that have already checked their range.
         """
         return None
+
+    def parts(self) -> Iterable[Device]:
+        """Return the devices that this one reads from directly: files, parents, what it stands in front of."""
+        return ()
 
     # ── the checked edge ─────────────────────────────────────────────────────────────────────────────────────
 

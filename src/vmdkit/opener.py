@@ -3,7 +3,8 @@
 """Turn what a user names into a Device: the one door of the library, ``vmdkit.open``.
 
 A path is opened as a VMDK; raw bytes have to be asked for, never guessed: what a guest can write into a raw disk
-would otherwise choose how its host reads it (users spec, A5). An address is opened by what ``SCHEMES`` names for it.
+would otherwise choose how its host reads it (users spec, A5). An address is opened by what ``SCHEMES`` names for it,
+and so is a disk inside an archive, ``box.ova#disk.vmdk``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # so that a floor above this one may be named and a missing extra costs nothing; the function is called with the
 # location as it was given and the OpenOptions, and returns a Device.
 SCHEMES: Final[dict[str, str]] = {
+    "ova": "vmdkit.ova.disk:open_disk",  # also what is named box.ova, or box.ova#member
     "nbd": "vmdkit.nbd.client:open_uri",
     "nbds": "vmdkit.nbd.client:open_uri",
     "nbd+unix": "vmdkit.nbd.client:open_uri",
@@ -38,6 +40,7 @@ SCHEMES: Final[dict[str, str]] = {
 }
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_OVA = re.compile(r".*?\.ova(#.*)?", re.IGNORECASE | re.DOTALL)
 _DIRECTORIES = ("primary", "redundant")
 
 
@@ -75,7 +78,7 @@ def open(  # noqa: A001  # the library's own verb, used as vmdkit.open
     path = os.fspath(location)
     if directory not in _DIRECTORIES:
         raise UsageError(f"directory is {directory!r}; 'primary' or 'redundant' are the copies there are")
-    scheme = scheme_of(path)
+    scheme = scheme_of(path) or ("ova" if names_archive(path, raw=raw) else None)
     if scheme is not None:
         wishes = OpenOptions(
             writable=writable,
@@ -123,6 +126,14 @@ def scheme_of(location: str) -> str | None:
     """
     address = _SCHEME.match(location)
     return address[1].lower() if address is not None else None
+
+
+def names_archive(path: str, *, raw: bool = False) -> bool:
+    """Tell whether a path means a disk inside an OVA; ``raw`` without a member means the bytes of the OVA itself."""
+    match = _OVA.fullmatch(path)
+    if match is None or (raw and match[1] is None):
+        return False
+    return match[1] is None or not os.path.lexists(path)  # a file may have such a name
 
 
 def _opener(scheme: str, location: str) -> Callable[[str, OpenOptions], Device]:

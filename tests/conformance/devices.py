@@ -9,12 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import images
+import ovas
 from images import CHILDREN, PATCHED, SUBFORMATS
 from layout import SECTOR
 from model import Model
 from require import requires
 from vmdkit import opener
+from vmdkit.device import BlockSize
+from vmdkit.filters.slice import SliceDevice
 from vmdkit.nbd import ActivatedAddress, ClientOptions, CommandAddress, connect
+from vmdkit.storage.file import open_file
 from vmdkit.storage.memory import MemoryDevice
 
 if TYPE_CHECKING:
@@ -55,6 +59,27 @@ def raw_file(directory: Path, *, writable: bool = False) -> Opened:
     return Opened(opener.open(image.parts[0].path, raw=True, writable=writable), image.model)
 
 
+def window(directory: Path, *, start: int, block: int = 1) -> Opened:
+    """A slice of a larger device; not where the blocks of that begin, if ``start`` is odd."""
+    model = Model(MIXED)
+    around = b"\xee" * start + model.pread(model.size, 0) + b"\xee" * (-(start + model.size) % 4096 + 4096)
+    return Opened(SliceDevice(MemoryDevice(around, block_size=BlockSize(block)), start, model.size), model)
+
+
+def window_of_file(directory: Path, *, start: int) -> Opened:
+    model = Model(MIXED)
+    path = directory / "around"
+    path.write_bytes(b"\xee" * start + model.pread(model.size, 0) + b"\xee" * 5000)
+    return Opened(SliceDevice(open_file(str(path)), start, model.size), model)
+
+
+def in_ova(directory: Path, kind: str) -> Opened:
+    image = SUBFORMATS[kind].build(directory, MIXED)
+    part = ovas.Part("disk.vmdk", image.path.read_bytes(), image.size)
+    path = ovas.ova(directory / "box.ova", ovas.Ovf([part]))
+    return Opened(opener.open(f"{path}#disk.vmdk"), image.model)
+
+
 def disk(directory: Path, kind: str, layout: str) -> Opened:
     image = {**SUBFORMATS, **PATCHED}[kind].build(directory, layout)
     return Opened(opener.open(image.path), image.model, image)
@@ -93,6 +118,13 @@ DEVICES: Final[dict[str, Callable[[Path], Opened]]] = {
     "memory": memory,
     "file": raw_file,
     "file-writable": partial(raw_file, writable=True),
+    "slice": partial(window, start=1000),
+    "slice-aligned": partial(window, start=8192, block=4096),
+    "slice-across-blocks": partial(window, start=700, block=512),
+    "slice-of-file": partial(window_of_file, start=12345),
+    "slice-of-file-from-0": partial(window_of_file, start=0),
+    "in-ova-stream": partial(in_ova, kind="stream-A"),
+    "in-ova-sparse": partial(in_ova, kind="hosted"),
     **{kind: partial(disk, kind=kind, layout=MIXED) for kind in (*SUBFORMATS, *PATCHED)},
     **{
         f"{kind}-tables": partial(disk, kind=kind, layout=TABLES)

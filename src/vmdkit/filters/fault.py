@@ -70,6 +70,10 @@ class FaultDevice(Device):
         self._met = [0] * len(self._faults)
         self._lock = threading.Lock()
 
+    def parts(self) -> Sequence[Device]:
+        """Return the device in front."""
+        return (self._device,)
+
     def _meet(self, verb: str, offset: int = 0, count: int = 0) -> None:
         for number, fault in enumerate(self._faults):
             if not fault.covers(verb, offset, count):

@@ -94,6 +94,10 @@ class RecordWrites(Device):
         self._journal = journal
         self._file = file or inner.name
 
+    def parts(self) -> tuple[Device]:
+        """Return the device behind."""
+        return (self._inner,)
+
     def _pread_into(self, view: memoryview, offset: int) -> None:
         self._inner.pread_into(view, offset)
 

@@ -18,6 +18,7 @@ from vmdkit import ranges
 from vmdkit.ops.copy import ignore
 from vmdkit.ops.plan import naming, plan
 from vmdkit.ops.pool import CHUNK, THREADS, ordered
+from vmdkit.ops.unchanged import unchanged
 from vmdkit.ops.zeros import first_data, first_difference
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def compare(
     work = _Comparer(one, two)
     done = read = 0
     looked = ordered(work.first, work.pieces(), threads=threads, heavy=lambda piece: piece[2] > 0)
-    with closing(looked) as answers:
+    with unchanged(one, two), closing(looked) as answers:
         for found, end, length in answers:
             if found >= 0:
                 return Comparison(found, sizes, read, done - read)

@@ -25,6 +25,7 @@ from vmdkit.ops.offload import Offload
 from vmdkit.ops.plan import Segment, naming, plan, whole
 from vmdkit.ops.pool import CHUNK, THREADS, ordered, work_ahead
 from vmdkit.ops.sink import Packed, Sender, Sink
+from vmdkit.ops.unchanged import unchanged
 from vmdkit.ops.zeros import data_runs
 from vmdkit.units import GIB, KIB, MIB
 
@@ -89,14 +90,15 @@ def copy(
     """Make the first ``source.size`` bytes of ``destination`` equal to ``source``; does not flush.
 
     ``progress`` gets numbers of bytes, by the calling thread, skipped ones too. Raises UsageError where the
-    destination is smaller, and what reading or writing raises, with the offset; the lowest offset wins.
+    destination is smaller, VmdkitError where a file of the source was changed meanwhile, and what reading or writing
+    raises, with the offset; the lowest offset wins.
     """
     if destination.size < source.size:
         raise UsageError(f"{source.size} bytes do not fit, it has {destination.size}", path=destination.name)
     tally = Tally() if tally is None else tally
     copier = _Copier(source, destination, options, tally)
     work = ordered(copier.work, copier.batches(), threads=options.threads, heavy=lambda batch: batch.heavy)
-    with closing(work) as parts:
+    with unchanged(source), closing(work) as parts:
         for part in parts:
             for done in part:
                 progress(done)
@@ -116,7 +118,7 @@ def stream(
     segments = plan(source) if sender is not None else whole(plan(source), grain)
     step = grain * max(1, CHUNK // grain)
     work = work_ahead(source, segments, sink.pack, threads=threads, files=sender is not None, step=step)
-    with closing(work) as pieces:
+    with unchanged(source), closing(work) as pieces:
         for segment, packed in pieces:
             if segment.zero:
                 for offset, length in ranges.split(segment.offset, segment.length, grain * max(1, _ZEROS // grain)):

@@ -19,6 +19,7 @@ from vmdkit.ops.copy import ignore
 from vmdkit.ops.plan import naming
 from vmdkit.ops.pool import THREADS, ordered, read_ahead
 from vmdkit.ops.tree import hash_function
+from vmdkit.ops.unchanged import unchanged
 from vmdkit.units import MIB
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def hash_device(
     """
     digest = hasher(algorithm)
     zeros = memoryview(ZEROS)
-    with closing(read_ahead(device, threads=threads, count=count, offset=offset)) as pieces:
+    with unchanged(device), closing(read_ahead(device, threads=threads, count=count, offset=offset)) as pieces:
         for segment, view in pieces:
             if view is not None:
                 digest.update(view)
@@ -103,7 +104,7 @@ def hash_extents(
             made.update(memoryview(device.pread(length, offset)))
         return extent, made.hexdigest()
 
-    with closing(ordered(digest, device.extents(), threads=threads, heavy=small)) as digested:
+    with unchanged(device), closing(ordered(digest, device.extents(), threads=threads, heavy=small)) as digested:
         for extent, text in digested:
             if text is None or small(extent):
                 progress(extent.length)  # a large one has told already

@@ -21,6 +21,7 @@ from vmdkit.ops.copy import ignore
 from vmdkit.ops.plan import naming, plan
 from vmdkit.ops.pool import CHUNK, THREADS, ordered
 from vmdkit.ops.tree import Hasher, Shape, Tree, TreeDigest
+from vmdkit.ops.unchanged import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +56,7 @@ def tree_hash(
     """
     work = _Reader(device, Hasher(shape or Shape()), zeros)
     tree, done = work.tree, 0
-    with closing(ordered(work.digests, work.windows(), threads=threads)) as windows:
+    with unchanged(device), closing(ordered(work.digests, work.windows(), threads=threads)) as windows:
         for number, digests in windows:
             tree.zeros((number << work.level) - tree.position)
             for digest in digests:

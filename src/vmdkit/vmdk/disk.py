@@ -172,6 +172,12 @@ class VmdkDisk(Device):
         for extent in self.extent_files:
             yield from extent.examine()
 
+    def parts(self) -> Iterator[Device]:
+        """Yield the storages of this link, then its parent."""
+        yield from (extent.storage for extent in self.extent_files if extent.storage is not None)
+        if self.parent is not None:
+            yield self.parent
+
     @property
     def files(self) -> list[str]:
         """Paths of every file that this link is made of, the descriptor's first."""
