@@ -23,6 +23,7 @@ from vmdkit.errors import UnsupportedError, UsageError
 from vmdkit.maker import Workshop
 from vmdkit.ops.copy import CopyOptions, Tally, copy, ignore
 from vmdkit.storage.target import new_file, read_back, refuse_own_files
+from vmdkit.units import KIB
 from vmdkit.vmdk.create import SHAPES, Construction, Recipe
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from vmdkit.vmdk.files import Files
 
     Check = Callable[[Device, Device], None]
+
+
+_BLOCK = 64 * KIB  # bytes of zeros that become a hole of a file that the kernel fills: larger grains would be rare
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,15 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A new disk on its way. ``device`` takes the bytes; what is never written there reads as zero.
+    """A new disk on its way. ``device`` takes the bytes; what is never written there reads as zero, or as the parent.
+    It leaves out zeros of ``block`` bytes.
 
     ``complete`` writes what the format needs besides and, unless told otherwise, waits until all of it is durable.
     ``read_back`` then opens the result by a reader's path; whoever calls it closes it.
     """
 
     device: Device
+    block: int
     complete: Callable[[], None]
     read_back: Callable[[], Device]
 
@@ -101,7 +107,8 @@ def convert(
         raise UsageError(f"{row.name} cannot have a parent")
     tally = Tally() if tally is None else tally
     with row.make(order, source) as output:
-        copy(source, output.device, replace(copying, destination_is_zero=True), progress, tally)
+        how = replace(copying, destination_is_zero=True, block=output.block)
+        copy(source, output.device, how, progress, tally, base=order.parent)
         output.complete()
         if check is not None:
             with output.read_back() as written:
@@ -121,7 +128,7 @@ def find_format(kind: str) -> Format:
 def _raw(order: Order, source: Device) -> Iterator[Output]:
     refuse_own_files(source, order.path, order.path)
     with new_file(order.path, order.size, overwrite=order.overwrite, sync=order.sync) as device:
-        yield Output(device, device.flush if order.sync else _nothing, lambda: read_back(device))
+        yield Output(device, _BLOCK, device.flush if order.sync else _nothing, lambda: read_back(device))
 
 
 @contextmanager
@@ -132,7 +139,9 @@ def _vmdk(subformat: str, order: Order, source: Device) -> Iterator[Output]:
     ) as work:
         for name in work.names:
             refuse_own_files(source, name, work.shown(name))
-        yield Output(work.build_disk(), work.complete, work.read_back)
+        disk = work.build_disk()
+        grain = min((extent.grain for extent in disk.extent_files if extent.grain), default=_BLOCK)
+        yield Output(disk, grain, work.complete, work.read_back)
         work.publish()
 
 

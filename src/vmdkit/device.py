@@ -176,6 +176,11 @@ class Device(ABC):
         return self._contexts
 
     @property
+    def parallel(self) -> int:
+        """How many requests at once pay here, as over a network; 0 where two are as good as many."""
+        return 0
+
+    @property
     def writable(self) -> bool:
         """Whether pwrite, zero and trim may be called."""
         return self._writable

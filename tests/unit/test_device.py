@@ -350,3 +350,40 @@ def test_a_closed_device_refuses_everything_and_closes_once() -> None:
         with pytest.raises(UsageError, match="the device is closed"):
             ask()
     assert device.calls == [("close", 0, 0)]
+
+
+class Placer(Recorder):
+    """Says that bytes belong where the script says."""
+
+    def __init__(self, run: Location | None) -> None:
+        super().__init__(can=ALL | Can.PLACE)
+        self.run = run
+
+    def _place(self, count: int, offset: int) -> Location | None:
+        return self.run
+
+
+def test_where_bytes_belong() -> None:
+    run = Location(512, 100, Kind.DATA, None, 4096)
+    assert Placer(run).place(1000, 512) == run
+    assert Placer(None).place(1000, 512) is None
+    assert Placer(run).place(0, 512) is None
+    assert Recorder().place(1000, 512) is None
+    with pytest.raises(OutOfRangeError):
+        Placer(run).place(4096, 512)
+    with pytest.raises(ReadOnlyError):
+        Plain(4096).place(1, 0)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Location(0, 100, Kind.DATA),
+        Location(512, 0, Kind.DATA),
+        Location(512, 11, Kind.DATA),
+        Location(512, 9, Kind.HOLE),
+    ],
+)
+def test_lies_about_where_bytes_belong_are_caught(run: Location) -> None:
+    with pytest.raises(LocalProtocolError, match="answered place with"):
+        Placer(run).place(10, 512)

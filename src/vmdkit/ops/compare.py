@@ -8,13 +8,13 @@ same place of the same file (snapshots over one base) are equal by nature.
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vmdkit import ranges
+from vmdkit.ops.against import Place, places, same
 from vmdkit.ops.copy import ignore
 from vmdkit.ops.plan import naming, plan
 from vmdkit.ops.pool import CHUNK, THREADS, ordered
@@ -42,12 +42,6 @@ class Comparison:
     def same(self) -> bool:
         """Whether no difference was found."""
         return self.offset is None
-
-
-class _Place(NamedTuple):
-    zero: bool
-    file: tuple[int, int] | None = None  # device and inode
-    shift: int = 0  # offset in the file less offset in the disk
 
 
 def compare(
@@ -119,24 +113,12 @@ class _Comparer:
             device.pread_into(buf, offset)
             return buf
 
-    def _pairs(self, count: int) -> Iterator[tuple[int, int, _Place, _Place]]:
-        return ranges.pair(_places(self.one, count), _places(self.two, count))
+    def _pairs(self, count: int) -> Iterator[tuple[int, int, Place, Place]]:
+        return ranges.pair(places(self.one, count), places(self.two, count))
 
 
-def _places(device: Device, count: int) -> Iterator[tuple[int, int, _Place]]:
-    files: dict[int, tuple[int, int]] = {}
-    for run in plan(device, count):
-        if run.zero or run.fd < 0:
-            yield run.offset, run.length, _Place(run.zero)
-            continue
-        if run.fd not in files:
-            status = os.fstat(run.fd)
-            files[run.fd] = (status.st_dev, status.st_ino)
-        yield run.offset, run.length, _Place(False, files[run.fd], run.at - run.offset)
-
-
-def _need(one: _Place, two: _Place) -> int:
-    if one == two and (one.zero or one.file is not None):
+def _need(one: Place, two: Place) -> int:
+    if same(one, two):
         return 0
     return (0 if one.zero else _READ_ONE) | (0 if two.zero else _READ_TWO)
 

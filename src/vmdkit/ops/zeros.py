@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmdkit import ranges
 from vmdkit.kernels import ZEROS, is_zero
 
 if TYPE_CHECKING:
@@ -45,6 +46,30 @@ def _zero_blocks(view: memoryview, block: int) -> Iterator[int]:
             yield number * block
     if whole < count and is_zero(view[whole:]):
         yield whole
+
+
+def different_runs(
+    one: bytearray, two: bytearray, count: int, block: int, offset: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Yield ``(index, length)`` of the runs of blocks in which the first ``count`` bytes of two buffers differ.
+
+    Blocks begin at multiples of ``block`` from ``offset`` back: ``offset`` is where the buffers begin on a disk.
+    """
+    if one[:count] == two[:count]:
+        return
+    start = length = 0
+    for at, part in ranges.split(offset, count, block):
+        index = at - offset
+        if one[index : index + part] == two[index : index + part]:
+            continue
+        if length and start + length == index:
+            length += part
+            continue
+        if length:
+            yield start, length
+        start, length = index, part
+    if length:
+        yield start, length
 
 
 def first_difference(one: bytes | bytearray | memoryview, two: bytes | bytearray | memoryview) -> int:

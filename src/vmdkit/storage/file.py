@@ -21,10 +21,20 @@ from vmdkit.errors import GateError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # fallocate(2), linux/falloc.h
+KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # fallocate(2), linux/falloc.h
 _REFUSALS = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL}
 _MOST_AT_ONCE = 0x7FFFF000  # bytes; what Linux moves in one read or write
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def fallocate(fd: int, mode: int, offset: int, count: int) -> int:
+    """Call fallocate(2); return 0 or the number of its error. Python's own has no mode, and writes where it cannot."""
+    call = _libc.fallocate64 if hasattr(_libc, "fallocate64") else _libc.fallocate
+    while call(fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(count)):
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            return number
+    return 0
 
 
 def open_file(path: str, *, writable: bool = False, follow: bool = True, regular: bool = False) -> FileDevice:
@@ -68,7 +78,7 @@ class FileDevice(Device):
         self._fd = fd
         self._block_device = block_device
         self._seek_data = not block_device
-        self._modes = {_PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE}
+        self._modes = {_PUNCH_HOLE | KEEP_SIZE, _ZERO_RANGE | KEEP_SIZE}
 
     def fileno(self) -> int | None:
         """Return the descriptor; it stays ours. None once closed."""
@@ -89,7 +99,7 @@ class FileDevice(Device):
 
     def _zero(self, count: int, offset: int, *, no_hole: bool, fast: bool) -> None:
         """Punch, or zero the range in the file system's tables, or (never when ``fast``) write."""
-        modes = [_ZERO_RANGE | _KEEP_SIZE] if no_hole else [_PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE]
+        modes = [_ZERO_RANGE | KEEP_SIZE] if no_hole else [_PUNCH_HOLE | KEEP_SIZE, _ZERO_RANGE | KEEP_SIZE]
         if any(self._fallocate(mode, count, offset) for mode in modes):
             return
         if fast:
@@ -97,20 +107,17 @@ class FileDevice(Device):
         super()._zero(count, offset, no_hole=no_hole, fast=fast)
 
     def _trim(self, count: int, offset: int) -> None:
-        self._fallocate(_PUNCH_HOLE | _KEEP_SIZE, count, offset)
+        self._fallocate(_PUNCH_HOLE | KEEP_SIZE, count, offset)
 
     def _fallocate(self, mode: int, count: int, offset: int) -> bool:
         """Try fallocate(2); False where this file system has refused the mode, now or before."""
         if mode not in self._modes:
             return False
-        call = _libc.fallocate64 if hasattr(_libc, "fallocate64") else _libc.fallocate
-        while call(self._fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(count)):
-            number = ctypes.get_errno()
-            if number == errno.EINTR:
-                continue
-            if number in _REFUSALS:
-                self._modes.discard(mode)
-                return False
+        number = fallocate(self._fd, mode, offset, count)
+        if number in _REFUSALS:
+            self._modes.discard(mode)
+            return False
+        if number:
             raise OSError(number, os.strerror(number), self._name)
         return True
 

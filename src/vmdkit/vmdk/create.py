@@ -25,7 +25,6 @@ from vmdkit.vmdk.descriptor_text import NewLine, checked_name, new_long_id, new_
 from vmdkit.vmdk.flat import FlatExtent
 from vmdkit.vmdk.fresh import FreshCowd, FreshHosted, NewDisk
 from vmdkit.vmdk.hardware import check_hardware, hardware_lines
-from vmdkit.vmdk.read_back import open_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -351,6 +350,8 @@ class Construction:
 
     def read_back(self) -> VmdkDisk:
         """Open the complete disk once more, for reading, before it has its name; whoever asks closes it."""
+        from vmdkit.vmdk.read_back import open_parts  # on use: it brings every reader there is
+
         parts = {os.path.basename(part.final): part.temporary for part in self._parts}
         return open_parts(
             self.files, self._parts[-1].temporary, parts, self.parent.name if self.parent is not None else ""

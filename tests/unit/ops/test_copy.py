@@ -102,7 +102,9 @@ def test_a_destination_that_is_too_small() -> None:
         copy(MemoryDevice(100), MemoryDevice(99))
 
 
-@pytest.mark.parametrize("bad", [{"granularity": 12}, {"granularity": -8}, {"granularity": 3 * 8}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"granularity": 12}, {"granularity": -8}, {"granularity": 24}, {"threads": 65}, {"block": 24}, {"rate": -1}]
+)
 def test_options_that_make_no_sense(bad: Any) -> None:
     with pytest.raises(UsageError):
         CopyOptions(**bad)

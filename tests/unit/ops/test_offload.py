@@ -26,9 +26,9 @@ def files(tmp_path: Path) -> Any:
     os.close(target)
 
 
-def move_all(offload: Offload, source: int, count: int) -> int:
+def move_all(offload: Offload, source: int, target: int, count: int) -> int:
     done = 0
-    while done < count and (moved := offload.move(source, done, count - done, done)):
+    while done < count and (moved := offload.move(source, done, count - done, target, done)):
         done += moved
     return done
 
@@ -38,8 +38,8 @@ def test_moves_with_what_there_is(files: Any, without: tuple[str, ...], monkeypa
     source, target, path = files
     for name in without:
         monkeypatch.delattr(os, name)
-    offload = Offload(target)
-    assert move_all(offload, source, len(DATA)) == (0 if len(without) == 2 else len(DATA))
+    offload = Offload()
+    assert move_all(offload, source, target, len(DATA)) == (0 if len(without) == 2 else len(DATA))
     assert path.read_bytes() == (b"" if len(without) == 2 else DATA)
 
 
@@ -53,10 +53,11 @@ def test_a_refusal_is_learned(files: Any, number: int, monkeypatch: pytest.Monke
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    offload = Offload(target)
+    offload = Offload()
     for at in (0, 50_000):
-        assert offload.move(source, at, 50_000, at) == 50_000
+        assert offload.move(source, at, 50_000, target, at) == 50_000
     assert len(calls) == 1
+    assert offload.worth(source)
     assert path.read_bytes() == DATA
 
 
@@ -71,15 +72,16 @@ def test_short_moves_and_interruptions(files: Any, monkeypatch: pytest.MonkeyPat
         return real(src, dst, min(count, 1000), at, offset)
 
     monkeypatch.setattr(os, "copy_file_range", short)
-    assert move_all(Offload(target), source, len(DATA)) == len(DATA)
+    assert move_all(Offload(), source, target, len(DATA)) == len(DATA)
     assert path.read_bytes() == DATA
 
 
 def test_the_end_of_the_file_is_left_to_reading(files: Any) -> None:
     source, target, _ = files
-    offload = Offload(target)
-    assert offload.move(source, len(DATA), 10, 0) == 0
-    assert not offload
+    offload = Offload()
+    assert offload.worth(source)
+    assert offload.move(source, len(DATA), 10, target, 0) == 0
+    assert not offload.worth(source)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT])
@@ -89,7 +91,7 @@ def test_faults_are_no_refusals(files: Any, number: int, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "copy_file_range", fail)
     with pytest.raises(OSError, match=os.strerror(number)):
-        Offload(files[1]).move(files[0], 0, 10, 0)
+        Offload().move(files[0], 0, 10, files[1], 0)
 
 
 def test_a_pipe_that_does_not_block(files: Any) -> None:
@@ -114,7 +116,3 @@ def test_a_pipe_that_does_not_block(files: Any) -> None:
     reader.join()
     os.close(read)
     assert found == DATA + DATA + bytes(100_000)
-
-
-def test_no_descriptor_no_offload() -> None:
-    assert not Offload(None)
