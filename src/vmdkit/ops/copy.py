@@ -68,7 +68,7 @@ def copy(
     copier = Copier(source, destination, options, tally, base)
     end = options.offset
     work = ordered(copier.work, copier.batches(), threads=copier.threads, heavy=lambda batch: batch.heavy)
-    with unchanged(source), closing(work) as parts:
+    with unchanged(source, *([] if base is None else [base])), closing(work) as parts:
         for part in parts:
             for done in part:
                 progress(done)
