@@ -145,6 +145,7 @@ class _Walk:
     def run(self) -> Walked:
         self.head()
         while True:
+            assert self.at < len(self.data), "cut off"
             lba, size = GRAIN.unpack_from(self.data, self.at)
             if size:
                 self.one_grain(lba, size)

@@ -4,7 +4,7 @@
 
 ::
 
-    FORMATS[name].make ─► Output.device ◄── ops.copy ── source
+    FORMATS[name].make ─► Output.device ◄── ops.copy ── source        or Output.sink ◄── ops.stream, in order
                           Output.complete               tables, headers, footers; durable, still nameless
                           Output.read_back ──► check    whoever wants proof compares now
                           the block ends                names appear, the descriptor's last
@@ -14,6 +14,7 @@ An error anywhere before the last line, a signal too, leaves nothing under the f
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,22 +22,27 @@ from typing import TYPE_CHECKING, Any
 
 from vmdkit.errors import UnsupportedError, UsageError
 from vmdkit.maker import Workshop
-from vmdkit.ops.copy import CopyOptions, Tally, copy, ignore
+from vmdkit.ops.copy import CopyOptions, Tally, copy, ignore, stream
+from vmdkit.ops.offload import Pipe
+from vmdkit.ops.sink import RawSink
 from vmdkit.storage.target import new_file, read_back, refuse_own_files
 from vmdkit.units import KIB
 from vmdkit.vmdk.create import SHAPES, Construction, Recipe
+from vmdkit.vmdk.read_back import open_single
+from vmdkit.vmdk.stream_writer import StreamRecipe, StreamWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from vmdkit.device import Device
+    from vmdkit.ops.sink import Sink
     from vmdkit.vmdk.disk import VmdkDisk
     from vmdkit.vmdk.files import Files
 
     Check = Callable[[Device, Device], None]
 
-
+STDOUT = "-"  # a path that stands for standard output
 _BLOCK = 64 * KIB  # bytes of zeros that become a hole of a file that the kernel fills: larger grains would be rare
 
 
@@ -58,6 +64,8 @@ class Output:
     """A new disk on its way. ``device`` takes the bytes; what is never written there reads as zero, or as the parent.
     It leaves out zeros of ``block`` bytes.
 
+    Where there is a ``sink``, it takes the bytes instead, in order.
+
     ``complete`` writes what the format needs besides and, unless told otherwise, waits until all of it is durable.
     ``read_back`` then opens the result by a reader's path; whoever calls it closes it.
     """
@@ -66,6 +74,7 @@ class Output:
     block: int
     complete: Callable[[], None]
     read_back: Callable[[], Device]
+    sink: Sink[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,18 @@ class Format:
     make: Callable[[Order, Device], AbstractContextManager[Output]]
     options: tuple[str, ...] = ()
     parent: bool = False  # whether it can be a child
+    sink: Callable[[Order, Pipe], Sink[Any]] | None = None  # how it is written in order, as to a pipe, if it can be
+
+    def check(self, source: Device, order: Order) -> None:
+        """Raise UsageError for what an order cannot have."""
+        if order.size < source.size:
+            raise UsageError(f"{source.size} bytes do not fit into {order.size}", path=order.path)
+        unknown = [key for key in order.options if key not in self.options]
+        if unknown:
+            takes = f"it takes {', '.join(self.options)}" if self.options else "it takes none"
+            raise UsageError(f"{self.name} has no option {unknown[0]!r}; {takes}")
+        if order.parent is not None and not self.parent:
+            raise UsageError(f"{self.name} cannot have a parent")
 
 
 def convert(
@@ -97,18 +118,14 @@ def convert(
     unknown format; and what reading and writing raise.
     """
     row = find_format(kind)
-    if order.size < source.size:
-        raise UsageError(f"{source.size} bytes do not fit into {order.size}", path=order.path)
-    unknown = [key for key in order.options if key not in row.options]
-    if unknown:
-        takes = f"it takes {', '.join(row.options)}" if row.options else "it takes none"
-        raise UsageError(f"{row.name} has no option {unknown[0]!r}; {takes}")
-    if order.parent is not None and not row.parent:
-        raise UsageError(f"{row.name} cannot have a parent")
+    row.check(source, order)
     tally = Tally() if tally is None else tally
     with row.make(order, source) as output:
-        how = replace(copying, destination_is_zero=True, block=output.block)
-        copy(source, output.device, how, progress, tally, base=order.parent)
+        if output.sink is not None:
+            stream(source, output.sink, progress, tally, copying.threads)
+        else:
+            how = replace(copying, destination_is_zero=True, block=output.block)
+            copy(source, output.device, how, progress, tally, base=order.parent)
         output.complete()
         if check is not None:
             with output.read_back() as written:
@@ -145,6 +162,24 @@ def _vmdk(subformat: str, order: Order, source: Device) -> Iterator[Output]:
         work.publish()
 
 
+def _stream_sink(order: Order, pipe: Pipe) -> Sink[Any]:
+    name = os.path.basename(order.path) if order.path != STDOUT else "stream.vmdk"
+    return StreamWriter(pipe, order.size, StreamRecipe(**order.options), name=name)
+
+
+@contextmanager
+def _stream(order: Order, source: Device) -> Iterator[Output]:
+    """Append to a new file what could as well go through a pipe."""
+    refuse_own_files(source, order.path, order.path)
+    with new_file(order.path, 0, overwrite=order.overwrite, sync=order.sync) as file:
+        fd = file.fileno()
+        if fd is None:
+            raise UsageError("it is closed", path=order.path)
+        sink = _stream_sink(order, Pipe(fd))
+        complete = file.flush if order.sync else _nothing
+        yield Output(file, sink.granularity, complete, lambda: open_single(read_back(file)), sink)
+
+
 def _nothing() -> None:
     """Complete what is complete."""
 
@@ -155,7 +190,7 @@ _OF_TYPE = {"SPARSE": ("grain", "zeroed_grain"), "VMFSSPARSE": ("grain",), "FLAT
 FORMATS: dict[str, Format] = {
     row.name.lower(): row
     for row in (
-        Format("raw", "the bytes as the guest sees them", _raw),
+        Format("raw", "the bytes as the guest sees them", _raw, sink=lambda _, pipe: RawSink(pipe)),
         *(
             Format(
                 shape.name,
@@ -165,6 +200,13 @@ FORMATS: dict[str, Format] = {
                 parent=shape.child,
             )
             for shape in SHAPES.values()
+        ),
+        Format(
+            "streamOptimized",
+            "packed grains, written once: the disk of an OVA",
+            _stream,
+            options=(*_COMMON, "grain", "level", "cid", "uuid"),
+            sink=_stream_sink,
         ),
     )
 }

@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from vmdkit.cli.convert_stream import STREAM_KEYS, add_stream_options, done_with, level_option, to_stdout
 from vmdkit.cli.create import add_recipe_options, recipe_options
 from vmdkit.cli.disk import add_disk_options, open_disk, without_blas_threads
 from vmdkit.cli.parser import add_threads
@@ -42,7 +42,7 @@ def register(verbs: Verbs) -> None:
         metavar="FORMAT",
         default="raw",
         help="what to write: raw (default), monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, "
-        "twoGbMaxExtentFlat, vmfs, vmfsSparse",
+        "twoGbMaxExtentFlat, vmfs, vmfsSparse, streamOptimized",
     )
     add_recipe_options(parser)
     parser.add_argument("-b", "--parent", metavar="DISK", help="make a child that holds what differs from DISK")
@@ -58,6 +58,7 @@ def register(verbs: Verbs) -> None:
         help="read everything and leave out zeros of SIZE bytes; default: 4k, where bytes must be read anyway; "
         "0: write zeros too",
     )
+    add_stream_options(parser)
     add_threads(parser)
     parser.add_argument("--no-sync", action="store_true", help="do not wait until DST is on stable storage")
     add_disk_options(parser)
@@ -70,19 +71,20 @@ def convert_verb(args: Namespace) -> int:
         from vmdkit.converter import find_format
     kind, options = _wanted(args)
     find_format(kind)
+    options |= level_option(args, kind)
     copying = _copying(args)
     with ExitStack() as opened:
         source = opened.enter_context(open_disk(args, args.source))
         tally = _convert(args, source, kind, options, copying, opened)
     if args.verbose:
         moved, skipped = format_size(tally.moved + tally.read), format_size(tally.skipped)
-        say(f"{args.target}: {moved} written, {skipped} skipped as zero")
+        say(f"{args.target}: {moved} {done_with(args, kind)}, {skipped} skipped as zero")
     return 0
 
 
 def _wanted(args: Namespace) -> tuple[str, dict[str, Any]]:
     """Return the format and its options; ``-O vmdk -o subformat=NAME`` is qemu-img's way to say ``-O NAME``."""
-    options = recipe_options(args.options)
+    options = recipe_options(args.options, more=STREAM_KEYS)
     subformat = options.pop("subformat", None)
     if args.format.lower() == _GENERIC:
         return subformat or "monolithicSparse", options
@@ -106,17 +108,12 @@ def _convert(
     """Write to what DST is: a pipe, something that exists, or a new disk."""
     from vmdkit.converter import Order, convert
     from vmdkit.maker import Workshop
-    from vmdkit.ops.copy import Tally, stream
-    from vmdkit.ops.offload import Pipe
-    from vmdkit.ops.sink import RawSink
+    from vmdkit.ops.copy import Tally
     from vmdkit.storage.target import is_block_device
 
     tally = Tally()
     if args.target == "-":
-        _only_raw(kind, "standard output takes")
-        _check_stdout(source)
-        with shown(args, source.size, tally) as progress:
-            return stream(source, RawSink(Pipe(sys.stdout.fileno())), progress, tally, args.threads)
+        return to_stdout(args, source, kind, options, tally)
     if args.no_create or is_block_device(args.target):
         _only_raw(kind, "-n writes" if args.no_create else "a block device takes")
         return _into(args, source, copying, tally)
@@ -150,13 +147,3 @@ def _into(args: Namespace, source: Device, copying: CopyOptions, tally: Tally) -
 def _only_raw(kind: str, what: str) -> None:
     if kind.lower() != "raw":
         raise UsageError(f"{what} raw bytes, not {kind}")
-
-
-def _check_stdout(source: Device) -> None:
-    from vmdkit.storage.target import refuse_own_files
-
-    if sys.stdout is None:
-        raise UsageError("standard output is closed")
-    if sys.stdout.isatty():
-        raise UsageError("standard output is a terminal; redirect it, or name a file")
-    refuse_own_files(source, sys.stdout.fileno(), "standard output")

@@ -116,16 +116,17 @@ def tell_created(args: Namespace, path: str) -> None:
             out(f"{path}: {kind}, {format_size(disk.size)}")
 
 
-def recipe_options(words: Sequence[str]) -> dict[str, Any]:
-    """Return the keywords of ``vmdkit.create`` that ``-o`` means; raises UsageError for any other."""
+def recipe_options(words: Sequence[str], *, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the keywords of ``vmdkit.create`` that ``-o`` means, and ``more`` ones; UsageError for any other."""
+    known = _OPTIONS | {key: (key, _TEXT) for key in more}
     options: dict[str, Any] = {}
     for pair in ",".join(words).split(","):
         if not pair:
             continue
         key, equals, value = pair.partition("=")
-        if key not in _OPTIONS:
-            raise UsageError(f"-o knows no {key!r}, only {', '.join(_OPTIONS)}")
-        name, kind = _OPTIONS[key]
+        if key not in known:
+            raise UsageError(f"-o knows no {key!r}, only {', '.join(known)}")
+        name, kind = known[key]
         if kind == _SWITCH:
             if (value or "on") not in _SWITCHES:
                 raise UsageError(f"-o {key}={value}: on or off is due")

@@ -11,6 +11,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from vmdkit.cli.render import say
+from vmdkit.cores import default_threads
 
 if TYPE_CHECKING:
     from typing import Any
@@ -54,7 +55,11 @@ def add_general_options(parser: Parser) -> None:
 
 def add_threads(parser: Parser) -> None:
     """Add --threads, which is at least one and not more than a machine has use for."""
-    parser.add_argument("--threads", type=_threads, default=2, metavar="N", help="threads that read (default 2)")
+    count = default_threads()
+    parser.add_argument(
+        "--threads", type=_threads, default=count, metavar="N",
+        help=f"threads that read, pack and unpack (default {count}: one for each core)",
+    )  # fmt: skip
 
 
 def _threads(text: str) -> int:

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
 
 from vmdkit import ranges
+from vmdkit.cores import default_threads
 from vmdkit.ops.plan import Segment, naming, plan
 from vmdkit.units import MIB
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = 2  # two threads (de)compress twice as fast; plain copies are bound by memory and gain nothing (nbd spec, 3)
+THREADS = default_threads()  # for packing, unpacking, digests; plain copies are bound by memory (nbd spec, 3)
 CHUNK = MIB  # bytes a thread takes at once: 16 grains, and small enough to stay in a cache
 
 

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmdkit.errors import FormatError
-from vmdkit.gate import Gate
+from vmdkit.gate import Deny, Gate
 from vmdkit.vmdk.image import Options, open_image, read_descriptor
 
 if TYPE_CHECKING:
@@ -29,15 +29,23 @@ def open_parts(files: Files, first: str, parts: Mapping[str, str], parent: str =
     ``parts`` leads from the names in it to the paths they have for now; ``parent`` is the path that was named as the
     parent. Raises what opening raises; the caller closes it.
     """
-    storage = files.open_file(first)
+    return _open(files.open_file(first), _Parts(files, parts, parent))
+
+
+def open_single(storage: Device) -> VmdkDisk:
+    """Return the disk that is in one file; takes over ``storage``, also on failure. Raises what opening raises."""
+    return _open(storage, Deny())
+
+
+def _open(storage: Device, gate: Gate) -> VmdkDisk:
     try:
         text = read_descriptor(storage)
         if text is None:
-            raise FormatError("what was written is no disk", path=first)
+            raise FormatError("what was written is no disk", path=storage.name)
     except BaseException:
         storage.close()
         raise
-    return open_image(storage, text, _Parts(files, parts, parent), Options())
+    return open_image(storage, text, gate, Options())
 
 
 class _Parts(Gate):
