@@ -31,7 +31,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Note = Callable[[str, "Running"], None]
 
 MIB = 1 << 20
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -153,6 +155,37 @@ def turn(case: Case, running: Running, source: Path, seconds: float) -> tuple[fl
     return rate, (running.cpu() - before) / count
 
 
+def on_fresh_disks(case: Case, home: Path, source: Path, orders: list[list[str]], note: Note) -> None:
+    """Give each turn an empty disk."""
+    disk = home / "disk.vmdk"
+    for number, order in enumerate(orders):
+        for name in order:
+            run("qemu-img", "create", "-q", "-f", "vmdk", str(disk), f"{case.size}M")
+            with server(name, disk) as running:
+                note(name, running)
+            run("qemu-img", "check", "-q", str(disk))
+            if not case.block and not number:
+                run("qemu-img", "compare", "-q", "-f", "raw", "-F", "vmdk", str(source), str(disk))
+            disk.unlink()
+
+
+def on_full_disks(case: Case, home: Path, source: Path, orders: list[list[str]], note: Note) -> None:
+    """Give each server a disk full of data, for all rounds."""
+    disks = {name: home / f"{name.replace(' ', '')}.vmdk" for name in orders[0]}
+    with contextlib.ExitStack() as stack:
+        for disk in disks.values():
+            shutil.copyfile(home / "full.vmdk", disk)
+        servers = {name: stack.enter_context(server(name, disk)) for name, disk in disks.items()}
+        for running in servers.values():
+            work(case, running.uri, source, 0.3)  # tables are read, code is warm
+        for order in orders:
+            for name in order:
+                note(name, servers[name])
+    for disk in disks.values():
+        run("qemu-img", "check", "-q", str(disk))
+        disk.unlink()
+
+
 def measure(case: Case, home: Path, source: Path, rounds: int, seconds: float) -> dict[str, object]:
     """Run a case; return what is to be printed."""
     names = [name for name in COMMANDS if not case.block or name != UNSAFE]
@@ -170,32 +203,9 @@ def measure(case: Case, home: Path, source: Path, rounds: int, seconds: float) -
 
     orders = [names[at % len(names) :] + names[: at % len(names)] for at in range(rounds)]
     if case.fresh:
-        for number, order in enumerate(orders):
-            for name in order:
-                disk = home / "disk.vmdk"
-                disk.unlink(missing_ok=True)
-                run("qemu-img", "create", "-q", "-f", "vmdk", str(disk), f"{case.size}M")
-                with server(name, disk) as running:
-                    note(name, running)
-                run("qemu-img", "check", "-q", str(disk))
-                if not case.block and not number:
-                    run("qemu-img", "compare", "-q", "-f", "raw", "-F", "vmdk", str(source), str(disk))
-                disk.unlink()
+        on_fresh_disks(case, home, source, orders, note)
     else:
-        with contextlib.ExitStack() as stack:
-            disks = {name: home / f"{name.replace(' ', '')}.vmdk" for name in names}
-            for disk in disks.values():
-                shutil.copyfile(home / "full.vmdk", disk)
-            servers = {name: stack.enter_context(server(name, disk)) for name, disk in disks.items()}
-            for name in names:
-                work(case, servers[name].uri, source, 0.3)  # tables are read, code is warm
-            for order in orders:
-                for name in order:
-                    note(name, servers[name])
-            stack.close()
-            for disk in disks.values():
-                run("qemu-img", "check", "-q", str(disk))
-                disk.unlink()
+        on_full_disks(case, home, source, orders, note)
 
     def against(*others: str) -> list[float]:
         best = [max(rates[name][at] for name in others) for at in range(rounds)]

@@ -63,7 +63,7 @@ class MemoryFile(Device):
     def _trim(self, count: int, offset: int) -> None:
         self._pwrite(memoryview(bytes(count)), offset)
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
         _resize(self.content, size)
         self._home.note(Op("resize", self._number, size))
 

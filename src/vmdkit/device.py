@@ -185,6 +185,19 @@ class Device(ABC):
         """Whether pwrite, zero and trim may be called."""
         return self._writable
 
+    @property
+    def in_place(self) -> bool:
+        """Whether writing a DATA location of depth 0 where it lies does now what ``pwrite`` does.
+
+        For servers, which know the place from ``locate`` and save the way through the device. Who has written so
+        must call ``overwritten`` before anybody is told, and must not do it while another thread trims or zeroes.
+        A place whose storage is not writable stays out of reach all the same.
+        """
+        return False
+
+    def overwritten(self) -> None:
+        """Take note of bytes that were written in place: the next flush has to cover them."""
+
     def fileno(self) -> int | None:
         """Return the descriptor whose byte N is byte N of this device; None where there is none.
 
@@ -282,14 +295,18 @@ class Device(ABC):
         self._flush()
 
     @final
-    def resize(self, size: int) -> None:
-        """Move the end to ``size`` bytes; what is added reads as zero. For drivers that grow their files."""
+    def resize(self, size: int, *, reserve: bool = False) -> None:
+        """Move the end to ``size`` bytes; what is added reads as zero. For drivers that grow their files.
+
+        ``reserve`` takes the space of what is added, where the storage can: writing it will not fail for lack of
+        space, and it lies together.
+        """
         self._alive()
         if not self._can & Can.RESIZE:
             raise UnsupportedError("its size cannot be changed", path=self._name)
         if size < 0:
             raise UsageError(f"{size} is no size", path=self._name)
-        self._resize(size)
+        self._resize(size, reserve=reserve)
         self._size = self._end = size
 
     @final
@@ -389,8 +406,8 @@ class Device(ABC):
     def _trim(self, count: int, offset: int) -> None:
         """Default: nothing; trim is advice."""
 
-    def _resize(self, size: int) -> None:
-        """Move the end; called only where ``can`` has RESIZE."""
+    def _resize(self, size: int, *, reserve: bool) -> None:
+        """Move the end, or leave it where it was and raise; called only where ``can`` has RESIZE."""
 
     def _flush(self) -> None:
         """Default: nothing; right where there is nothing volatile."""

@@ -11,7 +11,7 @@ import pytest
 from vmdkit.torture import own
 from vmdkit.torture.fixtures import plans
 from vmdkit.torture.promise import CHANGED, LOST, MIXED
-from vmdkit.vmdk import allocate, descriptor_edit, hosted
+from vmdkit.vmdk import descriptor_edit, hosted
 from vmdkit.vmdk.allocate import TableWriter
 from vmdkit.vmdk.session import Session
 
@@ -78,16 +78,14 @@ def one_copy_only(patch: pytest.MonkeyPatch) -> None:
 def reuse_at_once(patch: pytest.MonkeyPatch) -> None:
     def free(self: TableWriter, first: int, last: int, code: int) -> None:
         _free(self, first, last, code)
-        self._free += self._pending.freed
+        self._space.give_back(self._pending.freed)
         self._pending.freed.clear()
 
     patch.setattr(TableWriter, "free", free)
 
 
 def forget_the_parent(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        TableWriter, "allocate", lambda self, view, offset, fill: _allocate(self, view, offset, allocate._zeros)
-    )
+    patch.setattr(TableWriter, "allocate", lambda self, view, offset, fill: _allocate(self, view, offset, None))
 
 
 def stale_free_sector(patch: pytest.MonkeyPatch) -> None:

@@ -113,9 +113,9 @@ class RecordWrites(Device):
         with _Noted(self._journal, self._journal.begin("zero", self._file, offset, count)):
             self._inner.trim(count, offset)
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
         with _Noted(self._journal, self._journal.begin("resize", self._file, length=size)):
-            self._inner.resize(size)
+            self._inner.resize(size, reserve=reserve)
 
     def _flush(self) -> None:
         with _Noted(self._journal, self._journal.begin("flush", self._file)):

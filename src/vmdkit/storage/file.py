@@ -21,7 +21,7 @@ from vmdkit.errors import GateError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # fallocate(2), linux/falloc.h
+_RESERVE, KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0, 1, 2, 16  # fallocate(2), linux/falloc.h
 _REFUSALS = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EINVAL}
 _MOST_AT_ONCE = 0x7FFFF000  # bytes; what Linux moves in one read or write
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -78,7 +78,7 @@ class FileDevice(Device):
         self._fd = fd
         self._block_device = block_device
         self._seek_data = not block_device
-        self._modes = {_PUNCH_HOLE | KEEP_SIZE, _ZERO_RANGE | KEEP_SIZE}
+        self._modes = {_RESERVE, _PUNCH_HOLE | KEEP_SIZE, _ZERO_RANGE | KEEP_SIZE}
 
     def fileno(self) -> int | None:
         """Return the descriptor; it stays ours. None once closed."""
@@ -121,8 +121,20 @@ class FileDevice(Device):
             raise OSError(number, os.strerror(number), self._name)
         return True
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
+        if reserve and size > self._size:
+            try:
+                if self._fallocate(_RESERVE, size - self._size, self._size):
+                    return
+            except OSError:
+                os.ftruncate(self._fd, self._size)  # a part of it may have been given
+                raise
         os.ftruncate(self._fd, size)
+
+    @property
+    def in_place(self) -> bool:
+        """Every byte of a file has its place."""
+        return self._writable
 
     def _flush(self) -> None:
         os.fdatasync(self._fd)

@@ -43,7 +43,7 @@ class MemoryFile(Device):
     def _trim(self, count: int, offset: int) -> None:
         self._content[offset : offset + count] = bytes(count)
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
         if size < len(self._content):
             del self._content[size:]
         else:
@@ -159,11 +159,11 @@ class Faulty(Device):
             raise error
         self._inner.trim(count, offset)
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
         error = self._fault("resize")
         if error is not None:
             raise error
-        self._inner.resize(size)
+        self._inner.resize(size, reserve=reserve)
 
     def _flush(self) -> None:
         error = self._fault("flush")

@@ -4,7 +4,7 @@
 
 The one write path of every format with grain tables (format spec 4.3)::
 
-    write        new grain, complete, at the end of the file   │ in memory only: the table entry
+    write        new grain at the end of the file              │ in memory only: the table entry
     publish      barrier      data, new tables, free pointer are durable; nothing points at them yet
                  tables       entries in whole sectors, redundant copy first, then the primary; new tables' pointers
                  barrier
@@ -12,26 +12,31 @@ The one write path of every format with grain tables (format spec 4.3)::
 What is not published is lost by a crash and was promised to nobody. What is published points at data that were
 durable before. So each entry on disk is at any moment either its old or its new value, and both are right.
 
+A new grain is whole before anything points at it: what the guest did not write of it is its parent's, and written
+with it, or zero. At the end of a file that has just grown zeros are there already, so they are not written.
+
 Two writers of one grain: the first reserves it, the second waits until it is there and then writes into it.
 A freed grain is given to other data when the tables that dropped it are durable and no operation that may have
-looked it up is running (epochs.py).
+looked it up is running (space.py, epochs.py).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vmdkit.errors import CorruptError, VmdkitError
-from vmdkit.units import GIB, MIB, SECTOR
+from vmdkit.errors import CorruptError
+from vmdkit.kernels import is_zero
+from vmdkit.units import MIB, SECTOR
+from vmdkit.vmdk.space import MOST_RANGES, Space, joined
 from vmdkit.vmdk.structs import CORRUPT, UNALLOCATED, encode_sectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from vmdkit.device import Device
     from vmdkit.vmdk.session import Session
@@ -40,13 +45,16 @@ if TYPE_CHECKING:
 
     Fill = Callable[[memoryview, int], None]
 
+_log = logging.getLogger(__name__)
+
 _RUN = 4 * MIB  # bytes allocated and written at once; bounds how long others wait for a reserved grain
-_MOST_UNPUBLISHED = GIB // 2  # bytes of new grains after which tables are published unasked
-_MOST_TABLES = 2048  # changed tables kept in memory; with 512 entries 8 MiB, with 4096 64 MiB
-_HIGHEST = (1 << 32) * SECTOR  # bytes; a pointer has 32 bits of sectors
+_EARLY = 128 * MIB  # bytes of new grains after which a thread publishes unasked, so that a flush finds less to do
+_MOST_PINNED = 64 * MIB  # bytes of changed tables kept in memory; beyond that a writer publishes before it goes on
+_CODE = 8  # bytes of an entry in memory
 _WIDTH = 4
 _PER_SECTOR = SECTOR // _WIDTH
 _SCAN = 128  # tables looked at together
+_FEW = 16  # entries that a loop frees faster than numpy
 
 
 @dataclass(slots=True)
@@ -63,7 +71,7 @@ class _Pending:
 
     sectors: dict[int, set[int]] = field(default_factory=dict)  # table -> numbers of its sectors
     tables: set[int] = field(default_factory=set)  # tables that the file has no pointer to
-    freed: list[int] = field(default_factory=list)
+    freed: list[tuple[int, int]] = field(default_factory=list)  # ranges of addresses
     grains: int = 0
 
 
@@ -93,17 +101,17 @@ class TableWriter:
         self._tables = extent.tables
         self._grain = extent.grain
         self._copies = copies
-        self._epochs = session.epochs
         self._guarded = session.guarded
+        self._wrote = session.wrote
         self._before_barrier = before_barrier
         self._changed = threading.Condition(threading.Lock())
         self._publishing = threading.Lock()
         self._in_flight: set[int] = set()
         self._pending = _Pending()
         self._verified: set[int] = set()
-        self._quarantine: deque[tuple[int, int]] = deque()  # (epoch of durable freeing, address)
-        self._free: list[int] = []  # descending
-        self._next = self._find_end(first_free)
+        self._helper: threading.Thread | None = None
+        self._most_tables = _MOST_PINNED // (self._tables.entries * _CODE)
+        self._space = Space(self._storage, self._grain, self._find_end(first_free), session.epochs)
 
     def _find_end(self, first_free: int) -> int:
         """Return the first address behind everything, grain-aligned; refuse pointers that cannot be."""
@@ -126,30 +134,34 @@ class TableWriter:
 
     def complete_last_grain(self) -> None:
         """Make the file end where its last grain does: a cut grain would be overlaid by what is written next."""
-        if self._storage.size < self._next:
-            self._storage.resize(self._next)
+        self._space.complete()
 
     # ── allocation ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def allocate(self, view: memoryview, offset: int, fill: Fill) -> int:
+    def allocate(self, view: memoryview, offset: int, fill: Fill | None) -> int:
         """Write the beginning of ``view`` at ``offset`` of the extent into new grains; return how many bytes.
 
-        ``fill(buf, offset)`` gives the bytes that the grains' other parts have until now. 0 means that somebody
-        else has allocated the first grain meanwhile, or is about to: look again.
+        ``fill(buf, offset)`` gives the bytes that the grains' other parts have until now; None for zeros. 0 means
+        that somebody else has allocated the first grain meanwhile, or is about to: look again.
         """
         grain = self._grain
         first = offset // grain
         reserved = self._reserve(first, min(-(-(offset + len(view)) // grain), first + max(1, _RUN // grain)))
         if reserved is None:
             return 0
-        last, address, code = reserved
+        last, address, code, fresh = reserved
         count = min(len(view), last * grain - offset)
+        if code != UNALLOCATED:
+            fill = None
         try:
-            self._write(view[:count], offset, first, last, address, fill if code == UNALLOCATED else _zeros)
+            if fresh and fill is None:
+                self._storage.pwrite(view[:count], address + offset - first * grain)
+            else:
+                self._write(view[:count], offset, first, last, address, fill, fresh=fresh)
         except BaseException:
             with self._changed:
                 self._release(first, last)
-                self._give_back(range(address, address + (last - first) * grain, grain))
+                self._space.give_back([(address, address + (last - first) * grain)])
             raise
         with self._changed:
             table, entry = self._pinned(first)
@@ -158,13 +170,18 @@ class TableWriter:
             self._note(first, last)
             self._pending.grains += last - first
             self._release(first, last)
-            due = self._pending.grains * grain >= _MOST_UNPUBLISHED or len(self._pending.sectors) > _MOST_TABLES
-        if due:
+            late = len(self._pending.sectors) > self._most_tables
+            if not late:
+                self._publish_early()
+        if late:
             self.publish()
         return count
 
-    def _reserve(self, first: int, last: int) -> tuple[int, int, int] | None:
-        """Reserve grains from ``first``, as many up to ``last`` as are alike; None where the first is not free."""
+    def _reserve(self, first: int, last: int) -> tuple[int, int, int, bool] | None:
+        """Reserve grains from ``first``, as many up to ``last`` as are alike; None where the first is not free.
+
+        Returns (end of the grains, address, the code they had, whether the place reads as zero).
+        """
         with self._changed:
             if first in self._in_flight:
                 self._changed.wait_for(lambda: first not in self._in_flight)
@@ -179,32 +196,13 @@ class TableWriter:
             stop, limit = first + 1, min(last, (number + 1) * self._tables.entries)
             while stop < limit and stop not in self._in_flight and table[stop - number * self._tables.entries] == code:
                 stop += 1
-            stop, address = self._take(first, stop)
-            self._in_flight.update(range(first, stop))
-            return stop, address, code
+            address, count, fresh = self._space.take(stop - first)
+            self._in_flight.update(range(first, first + count))
+            return first + count, address, code, fresh
 
-    def _take(self, first: int, last: int) -> tuple[int, int]:
-        """Return an address for the grains from ``first`` on, and how far it reaches: freed ones, or the end."""
-        self._collect()
-        if self._free:
-            address, reach = self._free.pop(), first + 1
-            while reach < last and self._free and self._free[-1] == address + (reach - first) * self._grain:
-                self._free.pop()
-                reach += 1
-            return reach, address
-        address, length = self._next, (last - first) * self._grain
-        if address + length > _HIGHEST:
-            raise VmdkitError("the extent file has reached the 2 TiB that pointers can say", path=self._extent.path)
-        self._storage.resize(address + length)
-        self._next = address + length
-        return last, address
-
-    def _give_back(self, addresses: Iterable[int]) -> None:
-        """Take grains that nobody uses; the lowest is given away first, so that files stay short."""
-        self._free.extend(addresses)
-        self._free.sort(reverse=True)
-
-    def _write(self, view: memoryview, offset: int, first: int, last: int, address: int, fill: Fill) -> None:
+    def _write(
+        self, view: memoryview, offset: int, first: int, last: int, address: int, fill: Fill | None, *, fresh: bool
+    ) -> None:
         """Write whole grains: what ``view`` does not cover of the first and last comes from ``fill``."""
         grain = self._grain
         start, end = first * grain, last * grain
@@ -212,21 +210,28 @@ class TableWriter:
         done = 0
         if head or (tail and last - first == 1):
             done = min(grain - head, len(view))
-            self._write_partial(view[:done], start, head, address, fill)
+            self._write_partial(view[:done], start, head, address, fill, fresh=fresh)
         stop = len(view) if not tail or done == len(view) else len(view) - (grain - tail)
         if stop > done:
             self._storage.pwrite(view[done:stop], address + head + done)
         if stop < len(view):
-            self._write_partial(view[stop:], end - grain, 0, address + (end - grain - start), fill)
+            self._write_partial(view[stop:], end - grain, 0, address + (end - grain - start), fill, fresh=fresh)
 
-    def _write_partial(self, piece: memoryview, start: int, skip: int, address: int, fill: Fill) -> None:
-        """Complete one grain in memory and write it at once."""
+    def _write_partial(
+        self, piece: memoryview, start: int, skip: int, address: int, fill: Fill | None, *, fresh: bool
+    ) -> None:
+        """Complete one grain in memory and write it at once, without the zeros that are there already."""
         whole = memoryview(bytearray(self._grain))
-        whole[skip : skip + len(piece)] = piece
-        if skip:
-            fill(whole[:skip], start)
-        if skip + len(piece) < self._grain:
-            fill(whole[skip + len(piece) :], start + skip + len(piece))
+        stop = skip + len(piece)
+        if fill is not None:
+            if skip:
+                fill(whole[:skip], start)
+            if stop < self._grain:
+                fill(whole[stop:], start + stop)
+        if fresh and is_zero(whole[:skip]) and is_zero(whole[stop:]):
+            self._storage.pwrite(piece, address + skip)
+            return
+        whole[skip:stop] = piece
         self._storage.pwrite(whole, address)
 
     def _release(self, first: int, last: int) -> None:
@@ -239,6 +244,7 @@ class TableWriter:
 
     def _note(self, first: int, last: int) -> None:
         """Remember that the entries of these grains, all of one table, have to be published."""
+        self._wrote()
         number, entry = divmod(first, self._tables.entries)
         sectors = self._pending.sectors.setdefault(number, set())
         sectors.update(range(entry // _PER_SECTOR, (entry + last - first - 1) // _PER_SECTOR + 1))
@@ -255,31 +261,24 @@ class TableWriter:
                     self._changed.wait()
                 self._ensure_table(first // entries)
                 table, entry = self._pinned(first)
-                for index in range(stop - first):
-                    old: int = table[entry + index]
-                    if old == code:
-                        continue
-                    if old >= 0:
-                        self._pending.freed.append(old)
-                    table[entry + index] = code
+                dropped = _set_entries(table, entry, entry + stop - first, code)
+                self._pending.freed += joined(dropped, self._grain)
                 self._note(first, stop)
+                late = len(self._pending.sectors) > self._most_tables or len(self._pending.freed) > MOST_RANGES
+            if late:
+                self.publish()
             first = stop
 
     def _busy(self, first: int, last: int) -> bool:
         return bool(self._in_flight) and not self._in_flight.isdisjoint(range(first, last))
 
-    def _collect(self) -> None:
-        """Move what nobody can be using any more from quarantine to the free grains; its space goes back too."""
-        if not self._quarantine:
-            return
-        now = self._epochs.advance()
-        released: list[int] = []
-        while self._quarantine and self._quarantine[0][0] + 2 <= now:
-            released.append(self._quarantine.popleft()[1])
-        for address in released:
-            self._storage.trim(self._grain, address)
-        if released:
-            self._give_back(released)
+    def finish(self) -> None:
+        """Give back what was freed, and what the file was grown by and not used; after the last publication."""
+        with self._changed:
+            released = self._space.released()
+        self._space.punch(released)
+        with self._changed:
+            self._space.cut()
 
     # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,14 +305,11 @@ class TableWriter:
 
     def _make_table(self, number: int) -> None:
         size = -(-self._tables.raw_size // SECTOR) * SECTOR
-        end = -(-(self._next + size * len(self._copies)) // self._grain) * self._grain
-        if end > _HIGHEST:
-            raise VmdkitError("the extent file has reached the 2 TiB that pointers can say", path=self._extent.path)
-        self._storage.resize(end)  # may fail; nothing points at the table before it has its place
+        # May fail; nothing points at the table before it has its place.
+        place = self._space.take_end(-(-size * len(self._copies) // self._grain) * self._grain)
         for copy in self._copies:
-            copy.addresses[number] = self._next
-            self._next += size
-        self._next = end
+            copy.addresses[number] = place
+            place += size
         self._tables.add(number, self._copies[-1].addresses[number])
         self._pending.tables.add(number)
         self._pending.sectors.setdefault(number, set())
@@ -335,7 +331,7 @@ class TableWriter:
                 for grain in self._in_flight:
                     self._pending.sectors.setdefault(grain // self._tables.entries, set())
                 writes = self._encode(pending)
-                end = self._next
+                end = self._space.end
             if pending.tables or pending.grains:
                 for place, data in writes.unreferenced:
                     self._storage.pwrite(data, place)
@@ -343,35 +339,79 @@ class TableWriter:
                     self._before_barrier(end)
             self._storage.flush()
             if writes.referenced:
-                for place, data in writes.referenced:
-                    self._storage.pwrite(data, place)
+                for place, piece in writes.referenced:
+                    self._storage.pwrite(piece, place)
                 self._storage.flush()
             with self._changed:
-                epoch = self._epochs.advance()
-                self._quarantine.extend((epoch, address) for address in pending.freed)
                 for number in pending.sectors:
                     if number not in self._pending.sectors:
                         self._tables.unpin(number)
+                self._space.retire(pending.freed)
+                released = self._space.released()
+        if released:
+            self._space.punch(released)
+            with self._changed:
+                self._space.give_back(released)
+
+    def _publish_early(self) -> None:
+        """Start a thread that publishes, where much waits for that and none is at it; the lock is held."""
+        pending = self._pending
+        if pending.grains * self._grain < _EARLY and len(pending.sectors) * 4 < self._most_tables:
+            return
+        if self._helper is not None and self._helper.is_alive():
+            return
+        helper = threading.Thread(target=self._publish_unasked, name="vmdk-publish", daemon=True)
+        try:
+            helper.start()
+        except RuntimeError:  # no more threads: a flush, or the bound on tables, will have to do it
+            return
+        self._helper = helper
+
+    def _publish_unasked(self) -> None:
+        """Publish in a thread of its own, so that no client waits for that; whoever comes next hears of an error."""
+        try:
+            self.publish()
+        except Exception as error:
+            _log.error("%s: what was written could not be made durable: %s", self._extent.path, error)
+
+    def wait(self) -> None:
+        """Wait for the thread that publishes unasked."""
+        helper = self._helper
+        if helper is not None:
+            helper.join()
 
     def _encode(self, pending: _Pending) -> _Writes:
         """Turn what has changed into writes, from the tables as they are now: later changes are not yet durable."""
         writes = _Writes()
-        changed = {number: sectors for number, sectors in sorted(pending.sectors.items()) if sectors}
-        raw = {number: encode_sectors(np.array(self._tables.pin(number))) for number in {*changed, *pending.tables}}
+        whole = {number: encode_sectors(np.array(self._tables.pin(number))) for number in sorted(pending.tables)}
+        pieces = [
+            (number, first, last)
+            for number, sectors in sorted(pending.sectors.items())
+            if sectors and number not in whole
+            for first, last in _runs(sectors)
+        ]
+        raw = memoryview(self._raw(pieces))
         for copy in self._copies:
-            directory: set[int] = set()
-            for number in sorted(pending.tables):
-                writes.unreferenced.append((copy.addresses[number], raw[number]))
-                directory.add(number // _PER_SECTOR)
-            for number, sectors in changed.items():
-                if number in pending.tables:
-                    continue
-                for first, last in _joined(sectors):
-                    piece = raw[number][first * SECTOR : last * SECTOR]
-                    writes.referenced.append((copy.addresses[number] + first * SECTOR, piece))
-            for sector in sorted(directory):
+            for number, data in whole.items():
+                writes.unreferenced.append((copy.addresses[number], data))
+            at = 0
+            for number, first, last in pieces:
+                size = (last - first) * SECTOR
+                writes.referenced.append((copy.addresses[number] + first * SECTOR, raw[at : at + size]))
+                at += size
+            for sector in sorted({number // _PER_SECTOR for number in whole}):
                 writes.referenced.append((copy.directory_offset + sector * SECTOR, self._directory(copy, sector)))
         return writes
+
+    def _raw(self, pieces: list[tuple[int, int, int]]) -> bytes:
+        """Return sectors of tables (number, first, behind the last) as they are to be in the file."""
+        if not pieces:
+            return b""
+        tables = [
+            np.asarray(self._tables.pin(number)[first * _PER_SECTOR : last * _PER_SECTOR])
+            for number, first, last in pieces
+        ]
+        return encode_sectors(np.concatenate(tables))
 
     def _directory(self, copy: Copy, sector: int) -> bytes:
         """Return one sector of a directory; entries behind the last stay zero, as the format pads them."""
@@ -380,21 +420,16 @@ class TableWriter:
         codes[: len(part)] = [address or UNALLOCATED for address in part]
         return encode_sectors(codes)
 
-    @property
-    def end(self) -> int:
-        """The first address behind everything in use."""
-        return self._next
-
 
 @dataclass(slots=True)
 class _Writes:
     """Writes of one publication: what nothing points at before the first barrier, and what does after it."""
 
-    unreferenced: list[tuple[int, bytes]] = field(default_factory=list)
-    referenced: list[tuple[int, bytes]] = field(default_factory=list)
+    unreferenced: list[tuple[int, bytes | memoryview]] = field(default_factory=list)
+    referenced: list[tuple[int, bytes | memoryview]] = field(default_factory=list)
 
 
-def _joined(sectors: set[int]) -> list[tuple[int, int]]:
+def _runs(sectors: set[int]) -> list[tuple[int, int]]:
     """Return runs (first, last exclusive) of consecutive numbers."""
     runs: list[tuple[int, int]] = []
     for sector in sorted(sectors):
@@ -405,5 +440,14 @@ def _joined(sectors: set[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def _zeros(view: memoryview, offset: int) -> None:
-    """Fill nothing: a fresh buffer is zero already."""
+def _set_entries(table: memoryview, first: int, last: int, code: int) -> Codes:
+    """Set entries of a table to ``code``; return the addresses that they held."""
+    if last - first <= _FEW:
+        dropped = [old for old in table[first:last] if old >= 0]
+        for at in range(first, last):
+            table[at] = code
+        return np.array(dropped, dtype=np.int64)
+    entries = np.asarray(table[first:last])
+    old = entries[entries >= 0]  # a copy
+    entries[:] = code
+    return old

@@ -25,17 +25,26 @@ class Epochs:
         self._running = [0, 0]
         self._now = 0
 
-    @contextmanager
-    def operation(self) -> Iterator[None]:
-        """Hold for as long as an address that was looked up is used."""
+    def enter(self) -> int:
+        """Begin to use addresses that will be looked up; give the answer to ``leave`` in the end."""
         with self._lock:
             side = self._now & 1
             self._running[side] += 1
+            return side
+
+    def leave(self, side: int) -> None:
+        """Stop using them."""
+        with self._lock:
+            self._running[side] -= 1
+
+    @contextmanager
+    def operation(self) -> Iterator[None]:
+        """Hold for as long as an address that was looked up is used; the hot paths enter and leave by hand."""
+        side = self.enter()
         try:
             yield
         finally:
-            with self._lock:
-                self._running[side] -= 1
+            self.leave(side)
 
     def advance(self) -> int:
         """Move on to the next epoch if the one before is over; return the current epoch.

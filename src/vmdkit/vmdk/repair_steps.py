@@ -110,7 +110,7 @@ class Staged(Device):
         if self._commit:
             self._writes.append((offset, bytes(view)))
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
         """Only ever grows, when what waits is passed on."""
 
     def _extents(self, count: int, offset: int, context: str) -> Iterator[tuple[int, int, int]]:

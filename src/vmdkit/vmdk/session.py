@@ -36,6 +36,7 @@ class Session:
         self._lock = threading.Lock()
         self._begun = False
         self._failure: BaseException | None = None
+        self._dirty = False
         self.epochs = Epochs()
 
     def take(self, extent: ExtentFile) -> None:
@@ -73,13 +74,24 @@ class Session:
             if extent.writer is not None:
                 extent.writer.complete_last_grain()
 
+    @property
+    def writing(self) -> bool:
+        """Whether bytes that have their place may be written there: ``begin`` was called, nothing has failed."""
+        return self._begun and self._failure is None
+
+    def wrote(self) -> None:
+        """Note that something was written, before anybody is told: the next flush has to do something."""
+        self._dirty = True
+
     def flush(self) -> None:
-        """Make everything written until now durable in every extent."""
+        """Make everything written until now durable in every extent; nothing where nothing was."""
         if self._begun:
             self.begin()
-            self.guarded(self._publish)
+            if self._dirty:
+                self.guarded(self._publish)
 
     def _publish(self) -> None:
+        self._dirty = False  # first: what is written meanwhile is for the next flush
         flushed: set[int] = set()
         for extent in self._extents:
             storage = extent.storage
@@ -106,9 +118,14 @@ class Session:
 
     def close(self) -> None:
         """Publish, and say that the files are whole; after a failure leave the flags as the warning they are."""
+        writers = [extent.writer for extent in self._extents if extent.writer is not None]
+        for writer in writers:
+            writer.wait()
         if not self._begun or self._failure is not None:
             return
         self.guarded(self._publish)
+        for writer in writers:
+            writer.finish()
         for extent in self._extents:
             extent.mark_unclean(unclean=False)
         self._barrier()

@@ -61,7 +61,8 @@ class GrainTables:
         self._decode = decode
         self._cache: dict[int, Table] = {}
         self._lock = threading.Lock()
-        self._pinned: set[int] = set()
+        self._pins: dict[int, Table] = {}  # changed, so not to be read from the file; perhaps not in the cache
+        self._unpinned = 0  # how often a table was let go
         self.entries = entries
         self.raw_size = entries * width
         self._most = max(1, _CACHE_BYTES // (entries * _CODE))
@@ -84,22 +85,19 @@ class GrainTables:
         address: int = self._addresses[number]
         if address < 0:
             return address
-        table = self._load(number, address).data
-        with self._lock:
-            raced = self._cache.get(number)
-            if raced is not None:
-                return raced  # another thread was faster, and may have changed entries since
-            if len(self._cache) >= self._most:
-                self._evict()
-            self._cache[number] = table
-        return table
-
-    def _evict(self) -> None:
-        """Drop the oldest table that is as the file has it; no work on a hit, and good enough."""
-        for number in self._cache:
-            if number not in self._pinned:
-                del self._cache[number]
-                return
+        while True:
+            stamp = self._unpinned
+            table = self._pins.get(number) or self._load(number, address).data
+            with self._lock:
+                # Another thread may have been faster, and may have changed entries since.
+                found = self._pins.get(number) or self._cache.get(number)
+                if found is None and stamp != self._unpinned:
+                    continue  # or changed them, published them, and seen the table dropped
+                table = found or table
+                if number not in self._cache and len(self._cache) >= self._most:
+                    del self._cache[next(iter(self._cache))]  # the oldest; no work on a hit, and good enough
+                self._cache[number] = table
+                return table
 
     def pin(self, number: int) -> Table:
         """Return table ``number``, to be changed, and keep it until ``unpin``: the file does not have it yet."""
@@ -108,21 +106,23 @@ class GrainTables:
             if isinstance(table, int):
                 raise CorruptError(f"grain table {number} cannot be changed", path=self._storage.name)
             with self._lock:
+                if self._pins.get(number) is table:
+                    return table
                 if self._cache.get(number) is table:
-                    self._pinned.add(number)
+                    self._pins[number] = table
                     return table
 
     def add(self, number: int, address: int) -> None:
         """Make an empty table that is to lie at ``address``, and pin it."""
         with self._lock:
-            self._pinned.add(number)
-            self._cache[number] = np.full(self.entries, UNALLOCATED, dtype=np.int64).data
+            self._pins[number] = self._cache[number] = np.full(self.entries, UNALLOCATED, dtype=np.int64).data
             self._addresses[number] = address
 
     def unpin(self, number: int) -> None:
         """Let table ``number`` go: the file has it."""
         with self._lock:
-            self._pinned.discard(number)
+            self._pins.pop(number, None)
+            self._unpinned += 1
 
     def _load(self, number: int, address: int) -> Codes:
         return self._decode(self._storage.pread(self.raw_size, address))
@@ -158,7 +158,7 @@ class GrainTables:
         parts: list[Codes] = []
         at = first
         while at < last:
-            pinned = self._cache.get(at) if at in self._pinned else None
+            pinned = self._pins.get(at)
             if pinned is not None:
                 parts.append(np.array(pinned, dtype=np.int64))
                 at += 1
@@ -166,13 +166,13 @@ class GrainTables:
             address: int = self._addresses[at]
             stop = at + 1
             if address < 0:
-                while stop < last and self._addresses[stop] == address and stop not in self._pinned:
+                while stop < last and self._addresses[stop] == address and stop not in self._pins:
                     stop += 1
                 parts.append(np.full((stop - at) * self.entries, address, dtype=np.int64))
                 at = stop
                 continue
             while stop < last and self._addresses[stop] == address + (stop - at) * self.raw_size:
-                if stop in self._pinned:
+                if stop in self._pins:
                     break
                 stop += 1
             parts.append(self._decode(self._storage.pread((stop - at) * self.raw_size, address)))

@@ -8,9 +8,10 @@ TableWriter. Order and durability are the writer's and the session's business, n
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vmdkit.device import Can, ExtentFlags, Kind, Location
+from vmdkit.device import Can, ExtentFlags
 from vmdkit.errors import ReadOnlyError, UnsupportedError
 from vmdkit.vmdk.disk import VmdkDisk
 from vmdkit.vmdk.extent_file import ExtentFile, Run, RunKind
@@ -55,27 +56,40 @@ class WritableDisk(VmdkDisk):
         if not self._moves:
             super()._pread_into(view, offset)
             return
-        with self._session.epochs.operation():
+        epochs = self._session.epochs
+        side = epochs.enter()
+        try:
             super()._pread_into(view, offset)
+        finally:
+            epochs.leave(side)
 
-    def _locate(self, count: int, offset: int) -> Iterator[Location]:
-        """Grains can move while the disk is written, so only flat extents say where they are."""
-        if self._moves:
-            yield Location(offset, count, Kind.UNKNOWN)
-        else:
-            yield from super()._locate(count, offset)
+    # ── writing past the loops, as servers do ────────────────────────────────────────────────────────────────
+
+    @property
+    def in_place(self) -> bool:
+        """Grains stay where they are until they are trimmed or zeroed; the first change is left to ``pwrite``."""
+        return self._session.writing
+
+    def overwritten(self) -> None:
+        """Have the next flush do something."""
+        self._session.wrote()
 
     # ── the write loop ───────────────────────────────────────────────────────────────────────────────────────
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
-        self._session.begin()
-        with self._session.epochs.operation():
+        session = self._session
+        session.begin()
+        side = session.epochs.enter()
+        try:
             done = 0
             while done < len(view):
                 at = offset + done
                 extent, start = self._extent_at(at)
                 length = min(len(view) - done, start + extent.length - at)
                 done += self._write_run(extent, start, view[done : done + length], at)
+        finally:
+            session.wrote()
+            session.epochs.leave(side)
 
     def _write_run(self, extent: ExtentFile, start: int, piece: memoryview, at: int) -> int:
         """Write the beginning of ``piece`` at ``at``; return how many bytes, perhaps none yet."""
@@ -88,25 +102,34 @@ class WritableDisk(VmdkDisk):
             return extent.writer.allocate(piece, at - start, self._filler(start))
         raise extent.refusal(at - start, run.kind)
 
-    def _filler(self, start: int) -> Callable[[memoryview, int], None]:
-        """Return what gives the bytes below an extent that begins at ``start`` of the disk."""
+    def _filler(self, start: int) -> Callable[[memoryview, int], None] | None:
+        """Return what gives the bytes below an extent that begins at ``start`` of the disk; None for zeros."""
+        if self.parent is None:
+            return None
 
         def fill(view: memoryview, offset: int) -> None:
-            if self.parent is not None:
-                self._read_parent(view, start + offset)
+            self._read_parent(view, start + offset)
 
         return fill
 
     # ── zero and trim ────────────────────────────────────────────────────────────────────────────────────────
 
     def _zero(self, count: int, offset: int, *, no_hole: bool, fast: bool) -> None:
-        self._session.begin()
-        with self._session.epochs.operation():
+        with self._changing():
             end = offset + count
             while offset < end:
                 extent, start = self._extent_at(offset)
                 length = min(end, start + extent.length) - offset
                 offset += self._zero_run(extent, start, length, offset, no_hole=no_hole, fast=fast)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        self._session.begin()
+        with self._session.epochs.operation():
+            try:
+                yield
+            finally:
+                self._session.wrote()
 
     def _zero_run(self, extent: ExtentFile, start: int, length: int, at: int, *, no_hole: bool, fast: bool) -> int:
         """Zero the beginning of ``length`` bytes at ``at``; return how many bytes, perhaps none yet."""
@@ -133,8 +156,7 @@ class WritableDisk(VmdkDisk):
 
     def _trim(self, count: int, offset: int) -> None:
         """Give back whole grains, and holes of flat files; what that would change into the parent's is left."""
-        self._session.begin()
-        with self._session.epochs.operation():
+        with self._changing():
             end = offset + count
             while offset < end:
                 extent, start = self._extent_at(offset)

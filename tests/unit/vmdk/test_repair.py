@@ -206,7 +206,7 @@ class Recorder(Device):
         self.data[offset : offset + len(view)] = view
         self.log.append((offset, bytes(view)))
 
-    def _resize(self, size: int) -> None:
+    def _resize(self, size: int, *, reserve: bool) -> None:
         self.data[size:] = bytes(max(0, size - len(self.data)))
         self.log.append(size)
 
