@@ -39,6 +39,7 @@ VERBS = {
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
     "repair": ("vmdkit.cli.repair", "mend a disk, or say how"),
     "unlock": ("vmdkit.cli.unlock", "remove the locks that a dead program has left"),
+    "ova": ("vmdkit.cli.ova", "build, check, mend and unpack appliances (OVA)"),
     "serve": ("vmdkit.cli.serve", "export disks over NBD"),
     "torture": ("vmdkit.cli.torture", "cut the power of a writer, and see what it had promised"),
 }
