@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from model import Model
 from vmdkit.device import Can, Device, ExtentFlags
-from vmdkit.ops.copy import stream
+from vmdkit.ops.copy import CopyOptions, stream
 from vmdkit.vmdk.stream_writer import StreamRecipe, StreamWriter
 
 if TYPE_CHECKING:
@@ -38,6 +38,6 @@ def written(what: str | Model, recipe: StreamRecipe = DEFAULT, *, name: str = "d
     out = io.BytesIO()
     device = ModelDevice(Model(what) if isinstance(what, str) else what)
     writer = StreamWriter(out, device.size, recipe, name=name)
-    stream(device, writer, threads=threads)
+    stream(device, writer, CopyOptions(threads=threads))
     assert writer.written == len(out.getbuffer())
     return out.getvalue()

@@ -122,7 +122,7 @@ def convert(
     tally = Tally() if tally is None else tally
     with row.make(order, source) as output:
         if output.sink is not None:
-            stream(source, output.sink, progress, tally, copying.threads)
+            stream(source, output.sink, copying, progress, tally)
         else:
             how = replace(copying, destination_is_zero=True, block=output.block)
             copy(source, output.device, how, progress, tally, base=order.parent)

@@ -14,7 +14,7 @@ from model import Model
 from stream_walk import walk
 from streams import ModelDevice
 from vmdkit import kernels
-from vmdkit.ops.copy import stream
+from vmdkit.ops.copy import CopyOptions, stream
 from vmdkit.storage.memory import MemoryDevice
 from vmdkit.vmdk.hosted import read_header
 from vmdkit.vmdk.stream import StreamExtent
@@ -67,7 +67,7 @@ def test_what_is_written_is_read(model: Model, recipe: StreamRecipe, threads: in
     source: Device = ModelDevice(model) if holes else MemoryDevice(model.pread(model.size, 0))
     out = io.BytesIO()
     writer = StreamWriter(out, model.size, recipe)
-    stream(source, writer, threads=threads)
+    stream(source, writer, CopyOptions(threads=threads))
     data = out.getvalue()
     found = walk(data)
     same(model, found.pread)
@@ -81,5 +81,5 @@ def test_what_is_written_is_read(model: Model, recipe: StreamRecipe, threads: in
         with_reader.inflate_into(view, at)
         assert view == grain[:count]
     again = io.BytesIO()
-    stream(source, StreamWriter(again, model.size, recipe), threads=1)
+    stream(source, StreamWriter(again, model.size, recipe), CopyOptions(threads=1))
     assert again.getvalue() == data

@@ -59,7 +59,7 @@ def register(verbs: Verbs) -> None:
         "0: write zeros too",
     )
     add_stream_options(parser)
-    add_threads(parser)
+    add_threads(parser, default=0)
     parser.add_argument("--no-sync", action="store_true", help="do not wait until DST is on stable storage")
     add_disk_options(parser)
     parser.set_defaults(func=convert_verb)
@@ -113,7 +113,7 @@ def _convert(
 
     tally = Tally()
     if args.target == "-":
-        return to_stdout(args, source, kind, options, tally)
+        return to_stdout(args, source, kind, options, copying, tally)
     if args.no_create or is_block_device(args.target):
         _only_raw(kind, "-n writes" if args.no_create else "a block device takes")
         return _into(args, source, copying, tally)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vmdkit.cli.parser import Parser
     from vmdkit.device import Device
-    from vmdkit.ops.copy import Tally
+    from vmdkit.ops.copy import CopyOptions, Tally
 
 STREAM_KEYS = ("cid", "uuid")  # of -o, which other formats do not have
 
@@ -56,7 +56,9 @@ def done_with(args: Namespace, kind: str) -> str:
     return "packed" if args.target == STDOUT else f"packed into {format_size(os.stat(args.target).st_size)}"
 
 
-def to_stdout(args: Namespace, source: Device, kind: str, options: dict[str, Any], tally: Tally) -> Tally:
+def to_stdout(
+    args: Namespace, source: Device, kind: str, options: dict[str, Any], copying: CopyOptions, tally: Tally
+) -> Tally:
     """Write to standard output, in order. Raises UsageError for a terminal, and for formats that need a file."""
     from vmdkit.converter import FORMATS, STDOUT, Order, find_format
     from vmdkit.ops.copy import stream
@@ -73,7 +75,7 @@ def to_stdout(args: Namespace, source: Device, kind: str, options: dict[str, Any
     _check_stdout(source)
     sink = row.sink(order, Pipe(sys.stdout.fileno()))
     with shown(args, source.size, tally) as progress:
-        return stream(source, sink, progress, tally, args.threads)
+        return stream(source, sink, copying, progress, tally)
 
 
 def _check_stdout(source: Device) -> None:

@@ -53,11 +53,11 @@ def add_general_options(parser: Parser) -> None:
             continue
 
 
-def add_threads(parser: Parser) -> None:
-    """Add --threads, which is at least one and not more than a machine has use for."""
+def add_threads(parser: Parser, default: int | None = None) -> None:
+    """Add --threads, which is at least one and not more than a machine has use for; ``default`` may be 0, no choice."""
     count = default_threads()
     parser.add_argument(
-        "--threads", type=_threads, default=count, metavar="N",
+        "--threads", type=_threads, default=count if default is None else default, metavar="N",
         help=f"threads that read, pack and unpack (default {count}: one for each core)",
     )  # fmt: skip
 

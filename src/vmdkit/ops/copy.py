@@ -24,12 +24,13 @@ from vmdkit.errors import UsageError
 from vmdkit.ops.copier import Copier, CopyOptions, Tally
 from vmdkit.ops.plan import Segment, naming, plan, whole
 from vmdkit.ops.pool import CHUNK, THREADS, ordered, work_ahead
+from vmdkit.ops.rate import Throttle
 from vmdkit.ops.sink import Packed, Sender, Sink
 from vmdkit.ops.unchanged import unchanged
 from vmdkit.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vmdkit.device import Device
 
@@ -79,9 +80,13 @@ def copy(
 
 
 def stream(
-    source: Device, sink: Sink[Packed], progress: Progress = ignore, tally: Tally | None = None, threads: int = THREADS
+    source: Device,
+    sink: Sink[Packed],
+    options: CopyOptions = CopyOptions(),  # noqa: B008  # immutable
+    progress: Progress = ignore,
+    tally: Tally | None = None,
 ) -> Tally:
-    """Write all of ``source`` into ``sink`` in order, and finish it. ``threads`` read and pack.
+    """Write all of ``source`` into ``sink`` in order, and finish it. Of ``options`` threads and rate count.
 
     Raises as ``copy``, what the sink raises, and BrokenPipeError; the sink is not finished then.
     """
@@ -90,6 +95,8 @@ def stream(
     grain = sink.granularity
     segments = plan(source) if sender is not None else whole(plan(source), grain)
     step = grain * max(1, CHUNK // grain)
+    threads = options.threads or max(THREADS, source.parallel)
+    throttle = Throttle(options.rate)
     work = work_ahead(source, segments, sink.pack, threads=threads, files=sender is not None, step=step)
     with unchanged(source), closing(work) as pieces:
         for segment, packed in pieces:
@@ -102,29 +109,33 @@ def stream(
                 sink.put(packed)
                 tally.read += segment.length
                 progress(segment.length)
+                throttle.passed(segment.length)
             elif sender is not None:
-                _send(source, segment, sink, sender, progress, tally)
+                for moved in _send(source, segment, sink, sender, throttle.step, tally):
+                    progress(moved)
+                    throttle.passed(moved)
     sink.finish()
     return tally
 
 
 def _send(
-    source: Device, segment: Segment, sink: Sink[Packed], sender: Sender, progress: Progress, tally: Tally
-) -> None:
-    """Send a segment that lies in a file; read it where the kernel does not."""
+    source: Device, segment: Segment, sink: Sink[Packed], sender: Sender, step: int, tally: Tally
+) -> Iterator[int]:
+    """Send a segment that lies in a file; read it where the kernel does not. At most ``step`` bytes at once, if any."""
     done = 0
     while done < segment.length:
-        moved = sender.send(segment.fd, segment.at + done, segment.length - done)
+        count = min(segment.length - done, step or segment.length)
+        moved = sender.send(segment.fd, segment.at + done, count)
         if moved:
             tally.moved += moved
         else:
-            moved = min(segment.length - done, CHUNK)
+            moved = min(count, CHUNK)
             with naming(segment.offset + done, moved, source):
                 buf = source.pread(moved, segment.offset + done)
             sink.put(sink.pack(segment.offset + done, memoryview(buf)))
             tally.read += moved
         done += moved
-        progress(moved)
+        yield moved
 
 
 __all__ = ["CopyOptions", "Tally", "copy", "ignore", "stream"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmdkit.ops.copy import Tally, stream
+from vmdkit.ops.copy import CopyOptions, Tally, stream
 from vmdkit.ops.pool import CHUNK
 from vmdkit.ops.sink import Tee
 
@@ -70,7 +70,7 @@ def test_pieces_are_whole_and_in_order(keep: bool, pieces: Any) -> None:
     source = pieces([(GRAIN, b"A"), (5 * CHUNK, None), (3 * CHUNK + 5, b"bcd"), (GRAIN, None), (7, b"z")])
     sink = Noting(GRAIN, source.size, keep=keep)
     steps: list[int] = []
-    tally = stream(source, sink, steps.append, threads=3)
+    tally = stream(source, sink, CopyOptions(threads=3), steps.append)
     assert sink.disk == source.data
     assert sink.finished == 1
     assert ("zeros", 5 * CHUNK) in sink.calls

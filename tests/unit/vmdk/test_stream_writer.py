@@ -21,7 +21,7 @@ from streams import ModelDevice, written
 from vmdkit import kernels
 from vmdkit.checker import check
 from vmdkit.errors import UnsupportedError, UsageError
-from vmdkit.ops.copy import stream
+from vmdkit.ops.copy import CopyOptions, stream
 from vmdkit.ops.sink import Sink, Tee
 from vmdkit.storage.memory import MemoryDevice
 from vmdkit.units import KIB, MIB, TIB
@@ -266,7 +266,7 @@ def test_one_pass_by_one_thread() -> None:
     out = Appended()
     source = ModelDevice(Model("40M:A"))
     writer: Sink[list[Grains]] = StreamWriter(out, source.size)
-    stream(source, writer, threads=4)
+    stream(source, writer, CopyOptions(threads=4))
     assert_same(bytes(out.data), source.model)
     assert out.writers == {threading.get_ident()}
 
