@@ -21,12 +21,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmdkit.errors import UnsupportedError, UsageError
+from vmdkit.filters.slice import SliceDevice
 from vmdkit.maker import Workshop
 from vmdkit.ops.copy import CopyOptions, Tally, copy, ignore, stream
 from vmdkit.ops.offload import Pipe
 from vmdkit.ops.sink import RawSink
+from vmdkit.storage import vhd
 from vmdkit.storage.target import new_file, read_back, refuse_own_files
-from vmdkit.units import KIB
+from vmdkit.units import KIB, SECTOR
 from vmdkit.vmdk.create import SHAPES, Construction, Recipe
 from vmdkit.vmdk.read_back import open_single
 from vmdkit.vmdk.stream_writer import StreamRecipe, StreamWriter
@@ -149,6 +151,25 @@ def _raw(order: Order, source: Device) -> Iterator[Output]:
 
 
 @contextmanager
+def _vhd(order: Order, source: Device) -> Iterator[Output]:
+    size = -(-order.size // SECTOR) * SECTOR
+    refuse_own_files(source, order.path, order.path)
+    with new_file(order.path, size + vhd.FOOTER, overwrite=order.overwrite, sync=order.sync) as file:
+
+        def complete() -> None:
+            file.pwrite(vhd.footer(size), size)
+            if order.sync:
+                file.flush()
+
+        def again() -> Device:
+            written = read_back(file)
+            vhd.check_footer(written.pread(vhd.FOOTER, size), size, order.path)
+            return SliceDevice(written, 0, size)
+
+        yield Output(SliceDevice(file, 0, size, owned=False), _BLOCK, complete, again)
+
+
+@contextmanager
 def _vmdk(subformat: str, order: Order, source: Device) -> Iterator[Output]:
     recipe = Recipe(subformat, **order.options)
     with Construction(
@@ -208,5 +229,6 @@ FORMATS: dict[str, Format] = {
             options=(*_COMMON, "grain", "level", "cid", "uuid"),
             sink=_stream_sink,
         ),
+        Format("vhd", "the bytes and a footer: a fixed VHD, for Azure", _vhd),
     )
 }

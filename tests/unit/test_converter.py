@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmdkit.device import Device
 
 KIB = 1024
+RAW = ("raw", "vhd")  # read as raw bytes
 CONTENT = b"A" * 70 * KIB + bytes(300 * KIB) + b"b" * 130 * KIB + b"z" * 512
 
 
@@ -39,8 +40,9 @@ def test_every_format_holds_what_the_source_holds(kind: str, tmp_path: Path) -> 
     tally = convert(source, Order(path, source.size), kind, check=check)
     assert tally.read + tally.moved + tally.skipped == source.size
     assert checked == [CONTENT]
-    with vmdkit.open(path, raw=kind == "raw") as made:
-        assert compare(source, made, strict=True).same
+    with vmdkit.open(path, raw=kind in RAW) as made:
+        assert made.pread(source.size, 0) == CONTENT
+        assert made.size == source.size + (512 if kind == "vhd" else 0)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmdkit.device import Location
 
 _KEPT = Can.FLUSH | Can.EXTENTS | Can.CACHE | Can.MULTI_CONN | Can.FORK
-_CHANGES = Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM
+_CHANGES = Can.WRITE | Can.FUA | Can.ZERO | Can.FAST_ZERO | Can.TRIM | Can.PLACE
 
 
 class SliceDevice(Device):
@@ -97,6 +97,10 @@ class SliceDevice(Device):
     def _locate(self, count: int, offset: int) -> Iterator[Location]:
         for run in self.device.locate(count, self.start + offset):
             yield run._replace(offset=run.offset - self.start)
+
+    def _place(self, count: int, offset: int) -> Location | None:
+        run = self.device.place(count, self.start + offset)
+        return None if run is None else run._replace(offset=offset)
 
     def _close(self) -> None:
         if self._owned:

@@ -103,14 +103,18 @@ def refuse_own_files(source: Device, path: str | int, name: str) -> None:
             raise UsageError("the source is read from this very file", path=name)
 
 
-def _files(device: Device | None) -> Iterator[os.stat_result]:
+def _files(device: Device) -> Iterator[os.stat_result]:
     """Yield the status of every file below a device and its parents."""
-    while device is not None:
-        for part in (device, *getattr(device, "files", ())):
-            with suppress(OSError, AttributeError, TypeError):
-                fd = part.fileno() if hasattr(part, "fileno") else None
-                yield os.fstat(fd) if fd is not None else os.stat(getattr(part, "name", part))
-        device = getattr(device, "parent", None)
+    waiting, seen = [device], set[int]()
+    while waiting:
+        device = waiting.pop()
+        if id(device) in seen:
+            continue
+        seen.add(id(device))
+        waiting.extend(device.parts())
+        fd = device.fileno()
+        with suppress(OSError):
+            yield os.fstat(fd) if fd is not None else os.stat(device.name)
 
 
 def _replaceable(path: str, final: str, overwrite: bool) -> int | None:
