@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmdkit import ranges
+from vmdkit.cores import default_threads
 from vmdkit.device import Can
 from vmdkit.errors import UsageError
 from vmdkit.ops.against import Need, differing
 from vmdkit.ops.look import zeros_in_file
 from vmdkit.ops.offload import Offload
 from vmdkit.ops.plan import Segment, naming, plan
-from vmdkit.ops.pool import CHUNK, THREADS
+from vmdkit.ops.pool import CHUNK
 from vmdkit.ops.rate import Throttle
 from vmdkit.ops.zeros import data_runs, different_runs
 from vmdkit.units import GIB, KIB, MIB
@@ -107,7 +108,7 @@ class Copier:
         self.options = options
         self.tally = tally
         self.base = base
-        self.threads = options.threads or max(THREADS, source.parallel, destination.parallel)
+        self.threads = options.threads or max(default_threads(), source.parallel, destination.parallel)
         self.throttle = Throttle(options.rate)
         self._sparse = options.granularity > 0
         self._zero_step = _ZERO_STEP if destination.fileno() is not None else _REMOTE_ZERO_STEP

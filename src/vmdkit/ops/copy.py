@@ -20,10 +20,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from vmdkit import ranges
+from vmdkit.cores import default_threads
 from vmdkit.errors import UsageError
 from vmdkit.ops.copier import Copier, CopyOptions, Tally
 from vmdkit.ops.plan import Segment, naming, plan, whole
-from vmdkit.ops.pool import CHUNK, THREADS, ordered, work_ahead
+from vmdkit.ops.pool import CHUNK, ordered, work_ahead
 from vmdkit.ops.rate import Throttle
 from vmdkit.ops.sink import Packed, Sender, Sink
 from vmdkit.ops.unchanged import unchanged
@@ -95,7 +96,7 @@ def stream(
     grain = sink.granularity
     segments = plan(source) if sender is not None else whole(plan(source), grain)
     step = grain * max(1, CHUNK // grain)
-    threads = options.threads or max(THREADS, source.parallel)
+    threads = options.threads or max(default_threads(), source.parallel)
     throttle = Throttle(options.rate)
     work = work_ahead(source, segments, sink.pack, threads=threads, files=sender is not None, step=step)
     with unchanged(source), closing(work) as pieces:
