@@ -72,13 +72,14 @@ def to_stdout(
         raise UsageError("a child needs a file of its own")
     order = Order(STDOUT, source.size, options)
     row.check(source, order)
-    _check_stdout(source)
+    check_stdout(source)
     sink = row.sink(order, Pipe(sys.stdout.fileno()))
     with shown(args, source.size, tally) as progress:
         return stream(source, sink, copying, progress, tally)
 
 
-def _check_stdout(source: Device) -> None:
+def check_stdout(source: Device) -> None:
+    """Raise UsageError where standard output is closed, a terminal, or what the source is read from."""
     from vmdkit.storage.target import refuse_own_files
 
     if sys.stdout is None:

@@ -35,6 +35,7 @@ VERBS = {
     "measure": ("vmdkit.cli.measure", "forecast how large a disk becomes in a format"),
     "compact": ("vmdkit.cli.compact", "make a disk's files as small as its data"),
     "convert": ("vmdkit.cli.convert", "write a disk in another format"),
+    "copy": ("vmdkit.cli.copy", "copy bytes into a disk that is there"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
     "repair": ("vmdkit.cli.repair", "mend a disk, or say how"),
