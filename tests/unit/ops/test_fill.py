@@ -41,7 +41,8 @@ def pipe(data: bytes) -> Iterator[int]:
 
 @pytest.mark.parametrize("options", [CopyOptions(), CopyOptions(granularity=0)])
 def test_fills_the_beginning(options: CopyOptions) -> None:
-    made, steps, tally = MemoryDevice(b"x" * (len(DATA) + 100)), [], Tally()
+    made, tally = MemoryDevice(b"x" * (len(DATA) + 100)), Tally()
+    steps: list[int] = []
     with pipe(DATA) as fd:
         fill(fd, made, options, steps.append, tally)
     assert made.pread(made.size, 0) == DATA + b"x" * 100

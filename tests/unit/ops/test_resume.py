@@ -86,7 +86,8 @@ def go(source: Device, target: Device, journal: Path, **more: Any) -> Tally:
 
 
 def test_a_whole_copy_leaves_no_journal(source: Device, journal: Path) -> None:
-    target, steps = Target(source.size), []
+    target = Target(source.size)
+    steps: list[int] = []
     go(source, target, journal, progress=steps.append)
     assert target.durable == source.pread(source.size, 0)
     assert sum(steps) == source.size
@@ -94,7 +95,8 @@ def test_a_whole_copy_leaves_no_journal(source: Device, journal: Path) -> None:
 
 
 def test_goes_on_after_an_interruption(source: Device, journal: Path) -> None:
-    target, steps = Target(source.size), []
+    target = Target(source.size)
+    steps: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         go(source, target, journal, progress=stop_after(5))
     done = json.loads(journal.read_text())["done"]
