@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from vmdkit import ranges
@@ -290,10 +291,10 @@ def options_of(
     """
     if not uri.tls and (certificates or psk or given.tls is not None):
         raise UsageError("certificates or keys were given, but nbd:// is without TLS; write nbds://", path=uri.text)
-    return ClientOptions(
+    return replace(
+        given,
         tls=tls_of(uri, certificates, psk) if uri.tls and given.tls is None else given.tls,
         connections=int(number(uri, "connections", 1, MOST_CONNECTIONS, whole=True) or given.connections),
-        handshake=given.handshake,
         timeout=number(uri, "timeout", 0.001, _LONGEST_TIME) or given.timeout,
         reconnect=number(uri, "reconnect", 0, _LONGEST_TIME) or given.reconnect,
     )

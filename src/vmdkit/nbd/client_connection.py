@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vmdkit.nbd.client_negotiate import Agreement
     from vmdkit.nbd.client_stream import Stream
 
-_SLOWEST: Final = 16 << 10  # bytes a second; a request may take as much longer as its bytes take at this speed
 _GOODBYE: Final = 2.0  # seconds that a server gets to close its side
 _SoMuch = TypeVar("_SoMuch", bound=BaseException)
 
@@ -36,7 +35,8 @@ _SoMuch = TypeVar("_SoMuch", bound=BaseException)
 class Connection:
     """See the module's text."""
 
-    def __init__(self, stream: Stream, agreement: Agreement, peer: str, patience: float) -> None:
+    def __init__(self, stream: Stream, agreement: Agreement, peer: str, *, patience: float, slowest: float) -> None:
+        """``patience`` in seconds for any reply; ``slowest``: bytes a second that a server must at least move."""
         self.agreement = agreement
         self.peer = peer
         self.load = 0  # requests under way
@@ -44,6 +44,7 @@ class Connection:
         self._stream = stream
         self._core = Core(peer, agreement)
         self._patience = patience
+        self._slowest = slowest
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._reader: Request | None = None  # whose thread reads
@@ -102,13 +103,15 @@ class Connection:
 
     def _patience_for(self, request: Request) -> float:
         moved = request.count if request.command in (Command.READ, Command.WRITE) else 0
-        return self._patience + moved / _SLOWEST
+        return self._patience + moved / self._slowest
 
     # ── who reads ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _lead_or_sleep(self, request: Request) -> allocate_lock | None:  # type: ignore[valid-type]
         """Become the reader and return None; where there is one, return what it will release."""
         with self._lock:
+            if self.dead is not None and not request.done:  # nobody reads any more
+                request.done, request.error = True, self.dead
             if self._reader is None and not request.done:
                 self._reader = request
                 return None

@@ -108,6 +108,7 @@ class Core:
         self._chunk = (0, 0, 0)  # its type, the length of its payload, and what its handler wants to remember
         self._body: memoryview | None = None
         self._finished: list[Request] = []
+        self._trouble: RemoteProtocolError | None = None  # what was wrong behind them
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,6 +133,8 @@ class Core:
 
     def wants(self) -> memoryview:
         """Return memory for what comes next, never empty; all of it is wanted if ``exact()``."""
+        if self._trouble is not None:
+            raise self._trouble
         if self._sink is not None:
             return self._sink
         if self._start == self._end:
@@ -153,11 +156,26 @@ class Core:
         return self._sink is None and self._start == self._end and self._step == self._take_head
 
     def filled(self, count: int) -> list[Request]:
-        """Take ``count`` bytes that were put where ``wants`` said; return the requests that are done now."""
+        """Take ``count`` bytes that were put where ``wants`` said; return the requests that are done now.
+
+        Raises RemoteProtocolError; where replies were whole before what is wrong, by the next call of ``wants``.
+        """
+        try:
+            self._parse(count)
+        except RemoteProtocolError as error:
+            if not self._finished:
+                raise
+            self._trouble = error
+        if self._finished:
+            finished, self._finished = self._finished, []
+            return finished
+        return []
+
+    def _parse(self, count: int) -> None:
         if self._sink is not None:
             if count < len(self._sink):
                 self._sink = self._sink[count:]
-                return []
+                return
             self._sink = None
             self._then()
         else:
@@ -166,10 +184,6 @@ class Core:
             start = self._start
             self._start += self._need
             self._step(self._inbox[start : self._start])
-        if self._finished:
-            finished, self._finished = self._finished, []
-            return finished
-        return []
 
     # ── heads ────────────────────────────────────────────────────────────────────────────────────────────────
 

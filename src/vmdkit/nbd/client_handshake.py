@@ -163,22 +163,23 @@ class Handshake:
     def _go(self, state: State, due: int) -> None:
         self.state, self._due = state, due
 
-    def _broken(self, message: str) -> RemoteProtocolError:
+    def broken(self, message: str) -> RemoteProtocolError:
+        """Close, and return the error that says why."""
         self._go(State.CLOSED, 0)
-        return RemoteProtocolError(message, path=self.peer)
+        return RemoteProtocolError(f"the server broke the protocol: {message}", path=self.peer)
 
     # ── one step for each state ──────────────────────────────────────────────────────────────────────────────
 
     def _greeting(self, data: bytes) -> bytes:
         first, second = int.from_bytes(data[:8], "big"), int.from_bytes(data[8:], "big")
         if first != p.INIT_MAGIC:
-            raise self._broken(f"it began with {data[:8]!r}; an NBD server says b'NBDMAGIC'")
+            raise self.broken(f"it began with {data[:8]!r}; an NBD server says b'NBDMAGIC'")
         if second == p.OPTION_MAGIC:
             self._go(State.FLAGS, 2)
         elif second == p.OLD_MAGIC:
             self._go(State.OLDSTYLE, p.OLD_GREETING.size + len(p.PADDING))
         else:
-            raise self._broken(f"{second:#018x} follows NBDMAGIC; IHAVEOPT or the old handshake's number was expected")
+            raise self.broken(f"{second:#018x} follows NBDMAGIC; IHAVEOPT or the old handshake's number was expected")
         return b""
 
     def _oldstyle(self, data: bytes) -> bytes:
@@ -204,16 +205,16 @@ class Handshake:
     def _header(self, data: bytes) -> bytes:
         magic, option, kind, length = p.OPTION_REPLY.unpack(data)
         if magic != p.OPTION_REPLY_MAGIC:
-            raise self._broken(f"a reply to option {self.answer.option} begins with {magic:#018x}, "
+            raise self.broken(f"a reply to option {self.answer.option} begins with {magic:#018x}, "
                                f"{p.OPTION_REPLY_MAGIC:#018x} was expected")  # fmt: skip
         if option != self.answer.option:
-            raise self._broken(f"it replied to option {option}; the one that was sent is {self.answer.option}")
+            raise self.broken(f"it replied to option {option}; the one that was sent is {self.answer.option}")
         if length > MAX_REPLY:
-            raise self._broken(f"a reply to option {option} announces {length} bytes; {MAX_REPLY} are taken")
+            raise self.broken(f"a reply to option {option} announces {length} bytes; {MAX_REPLY} are taken")
         self._replies += 1
         self._data += length
         if self._replies > MOST_REPLIES or self._data > MOST_DATA:
-            raise self._broken(f"it replied to option {option} with more than {MOST_REPLIES} parts or "
+            raise self.broken(f"it replied to option {option} with more than {MOST_REPLIES} parts or "
                                f"{MOST_DATA} bytes and has not come to an end")  # fmt: skip
         self._reply = kind, length
         self._go(State.BODY, length)
@@ -224,16 +225,16 @@ class Handshake:
         answer = self.answer
         if kind == Rep.ACK:
             if data:
-                raise self._broken(f"an acknowledgement of option {answer.option} with {len(data)} bytes; none belong")
+                raise self.broken(f"an acknowledgement of option {answer.option} with {len(data)} bytes; none belong")
             self._final(kind, "")
         elif kind & 2**31:
             if len(data) > p.MAX_STRING:
-                raise self._broken(f"an error text of {len(data)} bytes; {p.MAX_STRING} are allowed")
+                raise self.broken(f"an error text of {len(data)} bytes; {p.MAX_STRING} are allowed")
             self._final(kind, data.decode("utf-8", "replace"))
         else:
             handler = ITEMS.get((answer.option, kind))
             if handler is None:
-                raise self._broken(f"it replied to option {answer.option} with type {kind}, which does not belong")
+                raise self.broken(f"it replied to option {answer.option} with type {kind}, which does not belong")
             handler(self, data)
             self._go(State.HEADER, p.OPTION_REPLY.size)
         return b""
@@ -244,7 +245,7 @@ class Handshake:
         state = State.OPTIONS
         if kind == Rep.ACK:
             if answer.option in (Opt.GO, Opt.INFO) and answer.facts.size < 0:
-                raise self._broken("it acknowledged GO or INFO without a word about the export's size")
+                raise self.broken("it acknowledged GO or INFO without a word about the export's size")
             state = {Opt.GO: State.TRANSMISSION, Opt.ABORT: State.CLOSED, Opt.STARTTLS: State.TLS}.get(
                 answer.option, state  # type: ignore[call-overload]
             )  # fmt: skip
@@ -255,33 +256,33 @@ class Handshake:
     def _server(self, data: bytes) -> None:
         length = int.from_bytes(data[:4], "big")
         if len(data) < 4 or length > len(data) - 4:
-            raise self._broken(f"an export of {len(data)} bytes, whose name alone has {length}")
+            raise self.broken(f"an export of {len(data)} bytes, whose name alone has {length}")
         name, description = data[4 : 4 + length], data[4 + length :]
         self.answer.exports.append((self._string(name, "an export's name"), self._string(description, "a description")))
 
     def _context(self, data: bytes) -> None:
         if len(data) < 5:
-            raise self._broken(f"a context of {len(data)} bytes; a number and a name were expected")
+            raise self.broken(f"a context of {len(data)} bytes; a number and a name were expected")
         if len(self.answer.contexts) >= MOST_CONTEXTS:
-            raise self._broken(f"more than {MOST_CONTEXTS} contexts")
+            raise self.broken(f"more than {MOST_CONTEXTS} contexts")
         name = self._string(data[4:], "a context's name")
         number = int.from_bytes(data[:4], "big")
         if self.answer.option == Opt.SET_META_CONTEXT and any(
             number == other or name == same for other, same in self.answer.contexts
         ):
-            raise self._broken(f"it gave the context {name!r}, or its number {number}, twice")
+            raise self.broken(f"it gave the context {name!r}, or its number {number}, twice")
         self.answer.contexts.append((number, name))
 
     def _info(self, data: bytes) -> None:
         if len(data) < 2:
-            raise self._broken("an information of less than two bytes")
+            raise self.broken("an information of less than two bytes")
         facts, kind, body = self.answer.facts, int.from_bytes(data[:2], "big"), data[2:]
         if kind == Info.EXPORT:
             if len(data) != p.INFO_EXPORT_DATA.size:
-                raise self._broken(f"the export's size and flags in {len(data)} bytes instead of 12")
+                raise self.broken(f"the export's size and flags in {len(data)} bytes instead of 12")
             _, size, flags = p.INFO_EXPORT_DATA.unpack(data)
             if facts.size >= 0 and (facts.size, facts.flags) != (size, flags):
-                raise self._broken(f"it told two sizes, {facts.size} and {size}, or two sets of flags")
+                raise self.broken(f"it told two sizes, {facts.size} and {size}, or two sets of flags")
             self._export_facts(facts, size, flags)
         elif kind == Info.NAME:
             facts.name = self._string(body, "the export's name")
@@ -289,32 +290,32 @@ class Handshake:
             facts.description = self._string(body, "the description")
         elif kind == Info.BLOCK_SIZE:
             if len(data) != p.INFO_BLOCK_SIZE_DATA.size:
-                raise self._broken(f"the block sizes in {len(data)} bytes instead of 14")
+                raise self.broken(f"the block sizes in {len(data)} bytes instead of 14")
             facts.sizes = self._block_sizes(*p.INFO_BLOCK_SIZE_DATA.unpack(data)[1:])
 
     def _export_facts(self, facts: Facts, size: int, flags: int) -> None:
         if size > _MAX_SIZE:
-            raise self._broken(f"an export of {size} bytes; more than 2^63 - 1 cannot be")
+            raise self.broken(f"an export of {size} bytes; more than 2^63 - 1 cannot be")
         if flags and not flags & p.ExportFlag.HAS_FLAGS:
-            raise self._broken(f"transmission flags {flags:#x} without the one that says there are flags")
+            raise self.broken(f"transmission flags {flags:#x} without the one that says there are flags")
         facts.size, facts.flags = size, flags
 
     def _block_sizes(self, minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
         if minimum & (minimum - 1) or not 0 < minimum <= _MAX_MINIMUM:
-            raise self._broken(f"a minimum block size of {minimum}; a power of 2 up to {_MAX_MINIMUM} was expected")
+            raise self.broken(f"a minimum block size of {minimum}; a power of 2 up to {_MAX_MINIMUM} was expected")
         if preferred & (preferred - 1) or preferred < minimum:
-            raise self._broken(f"a preferred block size of {preferred}; a power of 2 from {minimum} on was expected")
+            raise self.broken(f"a preferred block size of {preferred}; a power of 2 from {minimum} on was expected")
         if maximum < minimum or (maximum != _NO_LIMIT and maximum % minimum):
-            raise self._broken(f"a maximum block size of {maximum}; a multiple of the minimum, {minimum}, was expected")
+            raise self.broken(f"a maximum block size of {maximum}; a multiple of the minimum, {minimum}, was expected")
         return minimum, preferred, maximum
 
     def _string(self, data: bytes, what: str) -> str:
         if len(data) > p.MAX_STRING:
-            raise self._broken(f"{what} has {len(data)} bytes; {p.MAX_STRING} are allowed")
+            raise self.broken(f"{what} has {len(data)} bytes; {p.MAX_STRING} are allowed")
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise self._broken(f"{what} is not UTF-8") from error
+            raise self.broken(f"{what} is not UTF-8") from error
 
 
 STEPS: Final[dict[State, Callable[[Handshake, bytes], bytes]]] = {

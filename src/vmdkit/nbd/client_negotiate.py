@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from vmdkit.device import ALLOCATION
-from vmdkit.errors import RemoteProtocolError, UnsupportedError
+from vmdkit.errors import UnsupportedError
 from vmdkit.nbd import protocol as p
 from vmdkit.nbd.protocol import ExportFlag, Info, Mode, Opt, Rep
 
@@ -125,7 +125,7 @@ def select(exchange: Exchange, handshake: Handshake, export: str, names: Sequenc
         return {}
     for _, name in answer.contexts:
         if name not in names:
-            raise RemoteProtocolError(f"it selected the context {name!r}, which was not asked for", path=handshake.peer)
+            raise handshake.broken(f"it selected the context {name!r}, which was not asked for")
     return dict(answer.contexts)
 
 
@@ -139,9 +139,7 @@ def agreement(
 ) -> Agreement:  # fmt: skip
     """Return what was agreed on. Raises RemoteProtocolError where it does not fit together."""
     if facts.sizes is not None and facts.size % facts.sizes[0]:
-        raise RemoteProtocolError(
-            f"an export of {facts.size} bytes, which are no whole blocks of {facts.sizes[0]}", path=handshake.peer
-        )
+        raise handshake.broken(f"an export of {facts.size} bytes, which are no whole blocks of {facts.sizes[0]}")
     protocol = "oldstyle" if handshake.oldstyle else "newstyle-fixed" if handshake.fixed else "newstyle"
     return Agreement(
         export, facts.size, ExportFlag(facts.flags), mode, facts.sizes, contexts, facts.name, facts.description,

@@ -49,19 +49,21 @@ class ClientOptions:
     """How to speak with a server.
 
     ``connections``: at most so many. ``handshake`` and ``timeout``: seconds for the handshake, and for the reply to a
-    request (more where many bytes are moved). ``reconnect``: seconds to try again for, 0 for not at all.
+    request, besides those that its bytes take at ``slowest`` bytes a second. ``reconnect``: seconds to try again for,
+    0 for not at all.
     """
 
     tls: ClientTls | None = None
     connections: int = 4
     handshake: float = 20.0
     timeout: float = 300.0
+    slowest: float = 16384.0
     reconnect: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= MOST_CONNECTIONS:
             raise UsageError(f"1 to {MOST_CONNECTIONS} connections, not {self.connections}")
-        if min(self.handshake, self.timeout) <= 0 or self.reconnect < 0:
+        if min(self.handshake, self.timeout, self.slowest) <= 0 or self.reconnect < 0:
             raise UsageError("a time limit is a number of seconds above 0")
 
     @property
@@ -129,7 +131,10 @@ class Pool:
         except BaseException:
             dialogue.close()
             raise
-        return Connection(dialogue.stream, agreed, self.address.name, self._options.timeout)
+        options = self._options
+        return Connection(
+            dialogue.stream, agreed, self.address.name, patience=options.timeout, slowest=options.slowest
+        )  # fmt: skip
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -199,8 +204,8 @@ class Pool:
 
     def _retrying(self, work: Callable[[Connection], None], command: int) -> None:
         changes = command in _CHANGES
-        limit = 0.0
-        while True:
+        limit = 0.0  # when to stop, since the first loss: a server may die of this very request, each time
+        for turn in range(1 << 30):
             connection = self._pick()
             if connection is not None:
                 try:
@@ -219,6 +224,8 @@ class Pool:
                             self._written += 1
                     return
             limit = limit or time.monotonic() + self._options.reconnect
+            if turn:
+                self._pause(turn - 1, limit)
             self._connect_again(limit)
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────────────────
@@ -294,13 +301,7 @@ class Pool:
                     made = self._open(self._options.handshake)
                     break
                 except (ConnectionLostError, OSError) as error:
-                    pause = _PAUSES[min(turn, len(_PAUSES) - 1)]
-                    if time.monotonic() + pause > limit:
-                        raise ConnectionLostError(
-                            f"the connection was lost, and could not be had again within "
-                            f"{self._options.reconnect:g} seconds: {error}",
-                        ) from error
-                    time.sleep(pause)
+                    self._pause(turn, limit, error)
             if not made.agreement.same_export(self.agreement):
                 made.close()
                 self._broken = RemoteProtocolError(
@@ -314,6 +315,16 @@ class Pool:
                 old, self._connections = self._connections, [made]
         for each in old:
             each.close()
+
+    def _pause(self, turn: int, limit: float, error: Exception | None = None) -> None:
+        """Wait a little before the next attempt. Raises ConnectionLostError where there will be none."""
+        pause = _PAUSES[min(turn, len(_PAUSES) - 1)]
+        if time.monotonic() + pause > limit:
+            raise ConnectionLostError(
+                f"{self.address.name}: the connection was lost, and could not be had again within "
+                f"{self._options.reconnect:g} seconds: {error or 'it is lost each time'}"
+            ) from error
+        time.sleep(pause)
 
     def close(self) -> None:
         """Say goodbye on each connection. Raises RemoteProtocolError for a server that answers that."""

@@ -126,8 +126,12 @@ class TlsStream(Stream):
     ) -> None:
         """Do the TLS handshake until the clock says ``limit``. Raises OSError (ssl.SSLError is one)."""
         self.sock = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
-        self.sock.settimeout(max(limit - time.monotonic(), 0.001))
-        self.sock.do_handshake()
+        try:
+            self.sock.settimeout(max(limit - time.monotonic(), 0.001))
+            self.sock.do_handshake()
+        except BaseException:
+            self.sock.close()
+            raise
         self.sock.setblocking(False)
         self._lock = threading.Lock()
         self._tick = tick

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS of a client: the server's certificate and name are checked, or a key shared beforehand proves who it is.
 
-With a shared key no certificate is accepted at all: in TLS 1.3 a server that does not know the key could otherwise
-show one of its own making, and be believed.
+With a shared key it is TLS 1.2, where the cipher suites that both sides agree on are those of shared keys and no
+others. In TLS 1.3 a server that does not know the key could show a certificate of its own making instead; and OpenSSL
+refuses the key there, since ``ssl`` marks its contexts and the session made from a key has no mark.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vmdkit.nbd.tls import openssl_behind, read_psk
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PSK_CIPHERS: Final = "kECDHEPSK:kDHEPSK"  # forward secret; with TLS 1.3 every exchange is
+_PSK_CIPHERS: Final = "kECDHEPSK+AEAD:kDHEPSK+AEAD:kECDHEPSK:kDHEPSK"  # forward secret, the better ones first
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def with_psk(path: str, user: str | None = None) -> ClientTls:
         raise UsageError(f"holds no key for {name!r}; it has keys for {', '.join(sorted(keys)[:5])}", path=path)
     context = _context()
     context.check_hostname = False
-    # CERT_REQUIRED stays, with no CA loaded: whatever certificate a server shows instead of proving the key fails.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    # CERT_REQUIRED stays, with no CA loaded: no certificate would be believed in the place of the key.
     context.set_ciphers(_PSK_CIPHERS)
     return ClientTls(context, psk=True, keep=_set_psk(context, name, keys[name]))
 
