@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vmdkit import __version__
+from vmdkit.cli import ova_build
 from vmdkit.cli.disk import without_blas_threads
 from vmdkit.cli.parser import Parser, add_general_options, add_threads
 from vmdkit.cli.progress import shown
@@ -43,8 +44,10 @@ def register(verbs: Verbs) -> None:
     parser = verbs.add_parser("ova", help="build, check, mend and unpack appliances", description="Work on OVA files.")
     inner = parser.add_subparsers(dest="ova_verb", metavar="VERB", required=True, parser_class=_Verb)
     _register_info(inner)
-    _register_extract(inner)
+    ova_build.register_build(inner, _FOR)
     _register_lint(inner)
+    ova_build.register_fix(inner, _FOR)
+    _register_extract(inner)
     for one in inner.choices.values():
         add_general_options(one)
 

@@ -13,8 +13,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmdkit import opener
-from vmdkit.errors import FormatError, GateError, UnsupportedError, UsageError
+from vmdkit.errors import FormatError, GateError, UsageError
 from vmdkit.kernels import ZEROS
 from vmdkit.ops.copy import CopyOptions, copy, ignore
 from vmdkit.ops.pool import read_ahead
@@ -151,19 +150,10 @@ def _write(
             return path
         if line is not None:
             _copy(source, None, line, name, package.path, progress)
-    with _open_disk(package, name) as disk:
+    with package.open_disk(name) as disk:
         target = outputs.enter_context(new_file(path, disk.size, overwrite=choice.overwrite, sync=choice.sync))
         copy(disk, target, CopyOptions(destination_is_zero=True), progress)
     return path
-
-
-def _open_disk(package: Package, name: str) -> Device:
-    if not package.is_archive:
-        place = package.path if os.path.isdir(package.path) else os.path.dirname(package.path)
-        return opener.open(os.path.join(place, name))
-    if not opener.names_archive(package.path):
-        raise UnsupportedError("disks are read only out of files that are named .ova; rename it", path=package.path)
-    return opener.open(f"{package.path}#{name}")
 
 
 def _copy(
@@ -207,6 +197,6 @@ def sizes(package: Package, names: Sequence[str], *, raw: bool) -> int:
         with package.open(name) as source:
             total += source.size if not raw or name in expected else 0
         if raw:
-            with _open_disk(package, name) as disk:
+            with package.open_disk(name) as disk:
                 total += disk.size
     return total

@@ -62,8 +62,7 @@ def check_descriptor(subject: Subject) -> None:
 def _check_sections(subject: Subject, envelope: Envelope) -> None:
     for parent in (envelope.root, *(system.element for system in envelope.systems)):
         for child in parent.elements():
-            known = child.namespace in descriptor.ENVELOPES and child.local in _SECTIONS
-            if known or child.namespace == VMW or _is_optional(child):
+            if is_known_section(child) or child.namespace == VMW or is_optional(child):
                 continue
             if child.namespace == VBOX and child.local == "Machine":
                 text = 'the section vbox:Machine is not marked ovf:required="false"'
@@ -73,7 +72,13 @@ def _check_sections(subject: Subject, envelope: Envelope) -> None:
             subject.report.add("ovf-section", text, subject.descriptor, line=child.line)
 
 
-def _is_optional(element: Element) -> bool:
+def is_known_section(element: Element) -> bool:
+    """Tell whether it is a section of the standard."""
+    return element.namespace in descriptor.ENVELOPES and element.local in _SECTIONS
+
+
+def is_optional(element: Element) -> bool:
+    """Tell whether an importer may pass over it."""
     return (element.get("required", OVF) or "true").lower() in ("false", "0")
 
 
@@ -186,13 +191,13 @@ def _check_against(subject: Subject, name: str, seen: Look, disk: Disk) -> None:
     if seen.capacity is not None and disk.capacity is not None and seen.capacity != disk.capacity:
         text = f"capacity of disk {disk.id!r} is {disk.capacity}, {name!r} holds {seen.capacity}"
         report.add("disk-capacity", text, subject.descriptor, line=line)
-    kind = _controller_of(subject.envelope, disk)
+    kind = controller_of(subject.envelope, disk)
     adapter = seen.text.ddb.get("adaptertype", "") if seen.text is not None else ""
     if seen.text is not None and kind == descriptor.SCSI and adapter.lower() not in ("lsilogic", "buslogic"):
         report.add("vmdk-adapter", f"ddb.adapterType is {adapter[:40]!r}, the controller SCSI", name)
 
 
-def _controller_of(envelope: Envelope | None, disk: Disk) -> int | None:
+def controller_of(envelope: Envelope | None, disk: Disk) -> int | None:
     """Return the resource type of the controller that a disk hangs on."""
     items = list(_items(envelope)) if envelope is not None else []
     drive = next((item for item in items if item.disk_id() == disk.id), None)

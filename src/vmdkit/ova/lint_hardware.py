@@ -29,8 +29,8 @@ _VBOX_SCSI: Final = {"lsilogic", "lsilogicsas", "buslogic"}
 # Resource types that VMware's importers make something of.
 _VMWARE_TYPES: Final = {1, 3, 4, 5, 6, 10, 14, 15, 16, 17, 20, 21, 22, 23, 24}
 _VMWARE_USB: Final = {"vmware.usb.ehci", "vmware.usb.xhci"}
-_LARGEST_TYPE = 35  # VirtualBox knows no higher number
-_NEEDS: Final = {
+LARGEST_TYPE: Final = 35  # VirtualBox knows no higher number
+NEEDS: Final = {
     "e1000e": (8, "E1000E"), "vmxnet3": (7, "VMXNET3"), "vmware.sata.ahci": (10, "SATA"), "ahci": (10, "SATA"),
     "vmware.nvme.controller": (13, "NVMe"), "vmware.usb.xhci": (8, "USB 3"), "vmware.vtpm": (14, "a TPM"),
     "virtualscsi": (7, "PVSCSI"),
@@ -135,8 +135,7 @@ def _check_devices(subject: Subject, hardware: Hardware) -> None:
     version = min((known for known in map(vmx, hardware.families) if known is not None), default=None)
     for item in hardware.items:
         line, kind = item.element.line, item.subtype.strip().lower()
-        if item.required:
-            _check_type(subject, item)
+        _check_type(subject, item)
         if item.type in CONTROLLERS:
             _check_controller(subject, item)
         if item.type == ETHERNET:
@@ -144,20 +143,25 @@ def _check_devices(subject: Subject, hardware: Hardware) -> None:
             for connection in item.connections:
                 if connection not in networks:
                     _add(subject, "hw-network", f"{item.what} is connected with {connection[:80]!r}", line)
-        least, name = _NEEDS.get(kind, (0, ""))
+        least, name = NEEDS.get(kind, (0, ""))
         if version is not None and version < least:
             _add(subject, "hw-needs", f"{name} needs vmx-{least:02d}, the family is vmx-{version:02d}", line)
 
 
+def is_strange(item: Item) -> bool:
+    """Tell whether it is a kind of device that VMware does not know."""
+    kind = item.subtype.strip().lower()
+    return item.type not in _VMWARE_TYPES or (item.type == descriptor.USB and kind not in _VMWARE_USB)
+
+
 def _check_type(subject: Subject, item: Item) -> None:
-    targets, kind = subject.report.targets, item.subtype.strip().lower()
-    refusing = [target for target in targets if target.is_vmware and item.type not in _VMWARE_TYPES]
-    if item.type == descriptor.USB and kind not in _VMWARE_USB:
-        refusing = [target for target in targets if target.is_vmware]
-    if item.type is not None and item.type > _LARGEST_TYPE:
+    targets = subject.report.targets
+    refusing = [target for target in targets if target.is_vmware and item.required and is_strange(item)]
+    if item.type is not None and item.type > LARGEST_TYPE:  # required or not: VirtualBox cannot read the rest
         refusing += [target for target in targets if target.family == "virtualbox"]
     if refusing and item.type is not None:
-        text = f"{item.what} ({item.subtype or 'no subtype'}, type {item.type}) is required"
+        how = "required" if item.required else "not required"
+        text = f"{item.what} ({item.subtype or 'no subtype'}, type {item.type}) is {how}"
         _add(subject, "hw-type", text, item.element.line, refusing)
 
 
@@ -201,6 +205,8 @@ def _check_settings(subject: Subject, system: System, hardware: Hardware) -> Non
     if secure and version is not None and version < guests.SECURE_BOOT_SINCE:
         text = f"secure boot needs vmx-{guests.SECURE_BOOT_SINCE}, the family is vmx-{version:02d}"
         _add(subject, "hw-needs", text, hardware.element.line)
+    if hardware.config.get("firmware", "").lower() == "efi" and system.vbox_machine is None:
+        _add(subject, "hw-firmware", "the firmware is efi, which VirtualBox does not read", hardware.element.line)
     transports = hardware.transport.split()
     if system.properties and transports == ["iso"] and not hardware.of_type(CD, DVD):
         _add(subject, "hw-iso-transport", "the transport is iso, and there is no CD drive", hardware.element.line)

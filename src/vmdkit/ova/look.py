@@ -131,7 +131,7 @@ def _grains(device: Device, threads: int, shallow: bool, seen: Look) -> None:
     """Take over what a check of the stream finds."""
     checked = StreamCheck(device, threads=threads, shallow=shallow).run()
     if checked.header is not None:
-        seen.populated = checked.grains * checked.header.grain_size
+        seen.populated = min(checked.header.capacity, checked.grains * checked.header.grain_size)
     for finding in checked.findings:
         rule = _rule_of(finding)
         if rule:

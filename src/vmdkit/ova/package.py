@@ -12,7 +12,8 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from vmdkit.errors import FormatError, GateError, UsageError
+from vmdkit import opener
+from vmdkit.errors import FormatError, GateError, UnsupportedError, UsageError
 from vmdkit.gate import SameDir
 from vmdkit.ova import descriptor, xml
 from vmdkit.ova.archive import Archive, read_archive
@@ -90,6 +91,14 @@ class Package:
         if self.archive is not None:
             return self.archive.open(self.archive.find(name))
         return self._gate.open(name, self._base)
+
+    def open_disk(self, name: str) -> Device:
+        """Open a file as the disk that the guest sees. Raises what ``vmdkit.open`` raises."""
+        if not self.is_archive:
+            return opener.open(os.path.join(os.path.dirname(self._base), name))
+        if not opener.names_archive(self.path):
+            raise UnsupportedError("disks are read only out of files that are named .ova; rename it", path=self.path)
+        return opener.open(f"{self.path}#{name}")
 
     def offset(self, name: str) -> int:
         """Return where the bytes of a file begin in the archive; 0 in a directory."""

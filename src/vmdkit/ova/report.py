@@ -26,11 +26,20 @@ class Finding:
 
     rule: str
     text: str
-    level: Level
-    targets: tuple[str, ...]
+    levels: dict[str, Level]  # by target, of those who mind
     member: str = ""
     line: int = 0
     offset: int | None = None
+
+    @property
+    def level(self) -> Level:
+        """Return the worst of the levels."""
+        return max(self.levels.values(), key=lambda level: level.rank)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Return the targets for which it is as bad as that."""
+        return tuple(name for name, level in self.levels.items() if level is self.level)
 
     @property
     def where(self) -> str:
@@ -48,7 +57,7 @@ class Finding:
             "member": self.member,
             "line": self.line or None,
             "offset": self.offset,
-            "targets": list(self.targets),
+            "targets": {name: level.value for name, level in self.levels.items()},
             "why": rule.why,
             "source": rule.source,
             "hint": rule.hint,
@@ -76,11 +85,10 @@ class Report:
     ) -> None:
         """Note that ``rule`` is broken, for all targets that mind, or for those of ``only``."""
         row = RULES[rule]
-        levels = {target.name: row.level(target) for target in (self.targets if only is None else only)}
-        minding = tuple(name for name, level in levels.items() if level is not Level.NONE)
-        if minding:
-            worst = max((levels[name] for name in minding), key=lambda level: level.rank)
-            self.findings.append(Finding(rule, text, worst, minding, member, line, offset))
+        minding = self.targets if only is None else only
+        levels = {target.name: row.level(target) for target in minding if row.level(target) is not Level.NONE}
+        if levels:
+            self.findings.append(Finding(rule, text, levels, member, line, offset))
 
     def count(self, level: Level) -> int:
         """Return how many findings are of a level."""
@@ -168,7 +176,11 @@ def _result(report: Report, finding: Finding, rule: int, artifact: int) -> dict[
         "message": {"text": f"{where}{finding.text} [{', '.join(finding.targets)}]"},
         "locations": [location],
         "partialFingerprints": {"vmdkit/v1": f"{finding.rule}:{finding.member}:{finding.line}"},
-        "properties": {"targets": list(finding.targets), "line": finding.line, "offset": finding.offset},
+        "properties": {
+            "targets": {name: level.value for name, level in finding.levels.items()},
+            "line": finding.line,
+            "offset": finding.offset,
+        },
     }
 
 

@@ -55,6 +55,7 @@ class Rule:
 
 _FIX = "vmdkit ova fix"
 _REWRITE = "vmdkit ova fix writes the disk again"
+_AGAIN = "pack it again (vmdkit ova fix --again)"
 _SPEC = "DSP0243 2.1.1, 5"
 
 
@@ -175,6 +176,9 @@ _ROWS: Final = (
      "vSphere: virtual machine memory", "round it up"),
     ("hw-secure-boot", "WWWWW", "secure boot without EFI", "it has no effect", "vSphere: boot options",
      "set the firmware to efi"),
+    ("hw-firmware", "--W--", "the firmware EFI is stated in VMware's words only",
+     "VirtualBox starts the machine with BIOS", "VirtualBox reads vbox:Machine, not vmw:Config",
+     "switch EFI on after the import (VBoxManage modifyvm --firmware efi)"),
     ("hw-iso-transport", "WW---", "properties travel on a CD, and the machine has no CD drive",
      "the guest never sees them", "DSP0243 2.1.1, 11.2", "add a CD drive, or the transport com.vmware.guestInfo"),
     ("os-missing", "WWWNN", "the operating system is not stated", "the machine gets the devices of an old one",
@@ -244,7 +248,7 @@ _ROWS: Final = (
      "docs/format", _REWRITE),
     ("vmdk-tools", "WN---", "ddb.toolsVersion is missing", "guest customization is refused",
      "vmware/open-vmdk#9, KB 83068", _REWRITE),
-    ("vmdk-hardware", "NN---", "ddb.virtualHWVersion is missing or implausible", "cosmetic", "docs/format", _REWRITE),
+    ("vmdk-hardware", "NN---", "ddb.virtualHWVersion is missing or implausible", "cosmetic", "docs/format", _AGAIN),
     ("vmdk-child", "EEEEE", "the disk has a parent, or is encrypted", "its bytes alone are no disk", "docs/format",
      "export the machine without snapshots and encryption"),
 )

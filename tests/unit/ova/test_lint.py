@@ -219,6 +219,9 @@ CASES: Final[dict[str, Callable[[Path, Ovf, Part], Made]]] = {
     "hw-secure-boot": lambda d, o, p: Made(
         replace(o, hardware='<vmw:Config vmw:key="bootOptions.efiSecureBootEnabled" vmw:value="true"/>')
     ),
+    "hw-firmware": lambda d, o, p: Made(
+        replace(o, hardware='<vmw:Config ovf:required="false" vmw:key="firmware" vmw:value="efi"/>')
+    ),
     "hw-iso-transport": lambda d, o, p: Made(
         replace(o, sections=product('<Property ovf:key="a" ovf:type="string"/>')),
         text=swap("<VirtualHardwareSection>", '<VirtualHardwareSection ovf:transport="iso">'),
@@ -339,7 +342,7 @@ def test_rules(rule: str, tmp_path: Path, part: Part) -> None:
     assert found, sorted(report.rules())
     for finding in found:
         minding = {name for name in EVERYWHERE if RULES[rule].level(TARGETS[name]) is not Level.NONE}
-        assert set(finding.targets) <= minding
+        assert set(finding.levels) <= minding
         assert finding.text
         assert finding.facts()["hint"] == RULES[rule].hint
 
