@@ -12,6 +12,7 @@
     ├─ FormatError           EIO        the bytes are not what the format allows
     │  ├─ DescriptorError               has .line
     │  └─ CorruptError                  has .structure
+    ├─ DifferenceError       EIO        what was written does not hold what its source holds
     ├─ ChainError            EIO        parent missing, content ID mismatch, loop
     ├─ GateError             EACCES     an image named something the gate refused
     ├─ LocalProtocolError    EPROTO     we were about to break NBD
@@ -92,6 +93,10 @@ class CorruptError(FormatError):
     ) -> None:
         super().__init__(f"{structure}: {message}" if structure else message, path=path, offset=offset)
         self.structure = structure
+
+
+class DifferenceError(VmdkitError):
+    """A copy, read again, is not what its source holds; ``offset`` is the first byte of the disk that differs."""
 
 
 class ChainError(VmdkitError):

@@ -12,6 +12,7 @@ from vmdkit.cli.create import add_recipe_options, recipe_options
 from vmdkit.cli.disk import add_disk_options, open_disk, without_blas_threads
 from vmdkit.cli.parser import add_threads
 from vmdkit.cli.progress import shown
+from vmdkit.cli.proof import Proof, add_proof_options
 from vmdkit.cli.render import say
 from vmdkit.errors import UsageError
 from vmdkit.units import format_size, parse_size
@@ -61,6 +62,7 @@ def register(verbs: Verbs) -> None:
     add_stream_options(parser)
     add_threads(parser, default=0)
     parser.add_argument("--no-sync", action="store_true", help="do not wait until DST is on stable storage")
+    add_proof_options(parser)
     add_disk_options(parser)
     parser.set_defaults(func=convert_verb)
 
@@ -73,9 +75,14 @@ def convert_verb(args: Namespace) -> int:
     find_format(kind)
     options |= level_option(args, kind)
     copying = _copying(args)
+    proof = Proof(args, "convert")
+    if proof.active and args.target == "-":
+        raise UsageError("what went to standard output cannot be read again; --verify and --report need a DST")
     with ExitStack() as opened:
         source = opened.enter_context(open_disk(args, args.source))
-        tally = _convert(args, source, kind, options, copying, opened)
+        opened.enter_context(proof.watching(source))
+        tally = _convert(args, source, kind, options, copying, opened, proof)
+        proof.conclude(tally, args.target, kind)
     if args.verbose:
         moved, skipped = format_size(tally.moved + tally.read), format_size(tally.skipped)
         say(f"{args.target}: {moved} {done_with(args, kind)}, {skipped} skipped as zero")
@@ -103,7 +110,13 @@ def _copying(args: Namespace) -> CopyOptions:
 
 
 def _convert(
-    args: Namespace, source: Device, kind: str, options: dict[str, Any], copying: CopyOptions, opened: ExitStack
+    args: Namespace,
+    source: Device,
+    kind: str,
+    options: dict[str, Any],
+    copying: CopyOptions,
+    opened: ExitStack,
+    proof: Proof,
 ) -> Tally:
     """Write to what DST is: a pipe, something that exists, or a new disk."""
     from vmdkit.converter import Order, convert
@@ -116,7 +129,7 @@ def _convert(
         return to_stdout(args, source, kind, options, copying, tally)
     if args.no_create or is_block_device(args.target):
         _only_raw(kind, "-n writes" if args.no_create else "a block device takes")
-        return _into(args, source, copying, tally)
+        return _into(args, source, copying, tally, proof)
     files = Workshop(allow_paths=args.allow_path)
     parent = opened.enter_context(files.open_disk(args.parent)) if args.parent is not None else None
     order = Order(
@@ -128,11 +141,11 @@ def _convert(
         sync=not args.no_sync,
         files=files,
     )
-    with shown(args, source.size, tally) as progress:
-        return convert(source, order, kind, copying, progress=progress, tally=tally)
+    with shown(args, proof.work(source.size), tally) as proof.progress:
+        return convert(source, order, kind, copying, check=proof.check, progress=proof.progress, tally=tally)
 
 
-def _into(args: Namespace, source: Device, copying: CopyOptions, tally: Tally) -> Tally:
+def _into(args: Namespace, source: Device, copying: CopyOptions, tally: Tally, proof: Proof) -> Tally:
     """Write over what DST holds."""
     from vmdkit.ops.copy import copy
     from vmdkit.storage.target import in_place, refuse_own_files
@@ -140,8 +153,11 @@ def _into(args: Namespace, source: Device, copying: CopyOptions, tally: Tally) -
     if not args.no_create and not args.force:
         raise UsageError("it is a block device; -n writes over what it holds", path=args.target)
     refuse_own_files(source, args.target, args.target)
-    with in_place(args.target, source.size, sync=not args.no_sync) as target, shown(args, source.size, tally) as done:
-        return copy(source, target, copying, done, tally)
+    with shown(args, proof.work(source.size), tally) as proof.progress:
+        with in_place(args.target, source.size, sync=not args.no_sync) as target:
+            copy(source, target, copying, proof.progress, tally)
+        proof.reopened(args.target, "raw")
+    return tally
 
 
 def _only_raw(kind: str, what: str) -> None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from vmdkit.cli.disk import add_disk_options, open_disk, without_blas_threads
 from vmdkit.cli.parser import add_threads
 from vmdkit.cli.progress import shown
+from vmdkit.cli.proof import Proof, add_proof_options
 from vmdkit.cli.render import say
 from vmdkit.errors import FormatError, UsageError
 from vmdkit.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
 
     from vmdkit.cli.parser import Parser, Verbs
     from vmdkit.device import Device
@@ -55,6 +57,7 @@ def register(verbs: Verbs) -> None:
     add_resume_options(parser)
     parser.add_argument("-p", dest="bar", action="store_true", help="show a bar where stderr is a terminal (default)")
     add_threads(parser, default=0)
+    add_proof_options(parser)
     add_disk_options(parser)
     parser.set_defaults(func=copy_verb)
 
@@ -86,13 +89,16 @@ def copy_verb(args: Namespace) -> int:
         raise UsageError("from standard input to standard output there is nothing to do")
     _check_resume(args)
     options = _options(args)
+    proof = Proof(args, "copy")
+    if proof.active and _PIPE in (args.source, args.target):
+        raise UsageError("a pipe cannot be read again; --verify and --report need a SRC and a DST")
     with ExitStack() as opened:
         if args.target == _PIPE:
             tally = _to_pipe(args, options, opened)
         elif args.source == _PIPE:
             tally = _from_pipe(args, options, opened)
         else:
-            tally = _copy(args, options, opened)
+            tally = _copy(args, options, opened, proof)
     if args.verbose:
         moved, skipped = format_size(tally.moved + tally.read), format_size(tally.skipped)
         say(f"{args.target}: {moved} written, {skipped} skipped as zero")
@@ -123,30 +129,50 @@ def _check_resume(args: Namespace) -> None:
         raise UsageError("a pipe cannot be resumed")
 
 
-def _copy(args: Namespace, options: CopyOptions, opened: ExitStack) -> Tally:
-    from vmdkit.ops.copy import Tally, copy
-    from vmdkit.ops.resume import PERIOD, resumable
+def _copy(args: Namespace, options: CopyOptions, opened: ExitStack, proof: Proof) -> Tally:
+    """Copy; and read again, when DST is closed, what was written."""
+    from vmdkit.ops.copy import Tally
+    from vmdkit.storage.target import is_block_device
 
     source = opened.enter_context(open_disk(args, args.source, raw=args.raw or args.raw_source))
-    target = _open_target(args, source.size, opened, source)
+    opened.enter_context(proof.watching(source))
     tally = Tally()
-    with shown(args, source.size, tally) as progress:
-        if args.resume:
-            how = {key: getattr(args, key) for key in _HOW} | {"raw": args.raw or args.raw_source}
-            period = PERIOD if args.checkpoint is None else args.checkpoint
-            path = journal_path(args)
-            try:
-                resumable(source, target, options, path, how=how, progress=progress, tally=tally, period=period)
-            except (UsageError, FormatError):  # the journal is not for this copy
-                raise
-            except BaseException:
-                _tell_of_journal(path)
-                raise
-        else:
-            copy(source, target, options, progress, tally)
-            if args.flush:
+    kind = "raw" if args.raw or args.raw_destination or is_block_device(args.target) else "vmdk"
+    with shown(args, proof.work(source.size), tally) as proof.progress:
+        with ExitStack() as writing:
+            target = _open_target(args, source.size, writing, source)
+            _write(args, source, target, options, proof.progress, tally)
+            if args.flush or proof.active:
                 target.flush()
+        proof.reopened(args.target, kind)
+    proof.conclude(tally, args.target, kind)
     return tally
+
+
+def _write(
+    args: Namespace,
+    source: Device,
+    target: Device,
+    options: CopyOptions,
+    progress: Callable[[int], None],
+    tally: Tally,
+) -> None:
+    from vmdkit.ops.copy import copy
+    from vmdkit.ops.resume import PERIOD, resumable
+
+    if args.resume:
+        how = {key: getattr(args, key) for key in _HOW} | {"raw": args.raw or args.raw_source}
+        period = PERIOD if args.checkpoint is None else args.checkpoint
+        path = journal_path(args)
+        try:
+            resumable(source, target, options, path, how=how, progress=progress, tally=tally, period=period)
+        except (UsageError, FormatError):  # the journal is not for this copy
+            raise
+        except BaseException:
+            _tell_of_journal(path)
+            raise
+    else:
+        copy(source, target, options, progress, tally)
 
 
 def _open_target(args: Namespace, size: int, opened: ExitStack, source: Device | None = None) -> Device:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LARGEST = 16 * MIB  # bytes of a file of digests
 _LINE = re.compile(r"(tree-\S+|[0-9a-f]+) [ *](.+)")
-_MATCHED, _DIFFERS = "OK", "FAILED"
+MATCHES, DIFFERS = "OK", "FAILED"
 
 
 class Expected(NamedTuple):
@@ -34,8 +34,13 @@ class Expected(NamedTuple):
 
 
 def check(args: Namespace) -> int:
-    """Check all that the file ``args.check`` lists and return the exit code: 1 where anything is not as it was."""
-    wanted = expected(read_text(args.check), args.check)
+    """Check all that the file ``args.check`` lists, a report or lines, and return the exit code: 1 where one fails."""
+    text = read_text(args.check)
+    if text.lstrip().startswith("{"):
+        from vmdkit.cli.report import check_report
+
+        return check_report(args, text)
+    wanted = expected(text, args.check)
     if args.disks:
         if len(args.disks) > 1 or len(wanted) > 1:
             raise UsageError("a disk goes with --check only where it is one, and one digest is listed", path=args.check)
@@ -86,7 +91,7 @@ def _check_one(args: Namespace, wanted: Expected) -> dict[str, Any]:
     facts["ok"] = facts["found"] == wanted.digest
     if not args.json and not (args.quiet and facts["ok"]):
         unread = " to be read" if "error" in facts else ""
-        out(f"{wanted.disk}: {_MATCHED if facts['ok'] else _DIFFERS + unread}")
+        out(f"{wanted.disk}: {MATCHES if facts['ok'] else DIFFERS + unread}")
     return facts
 
 

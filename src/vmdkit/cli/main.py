@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command: find the verb, import only its module, turn every error into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 the words are no command line, 128 + N ended by signal N; verbs may define more.
+Exit codes: 0 done, 1 failed, 2 the words are no command line, 3 written, and proved wrong, 128 + N ended by signal N;
+verbs may define more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from vmdkit import __version__
 from vmdkit.cli.parser import Parser, add_general_options, parse_defaults
 from vmdkit.cli.render import describe, out, say
-from vmdkit.errors import VmdkitError
+from vmdkit.errors import DifferenceError, VmdkitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ VERBS = {
     "copy": ("vmdkit.cli.copy", "copy bytes into a disk that is there"),
     "compare": ("vmdkit.cli.compare", "tell whether two disks hold the same bytes"),
     "hash": ("vmdkit.cli.hash", "digest the bytes that the guest sees"),
+    "report": ("vmdkit.cli.report", "show what was proved of a copy"),
     "repair": ("vmdkit.cli.repair", "mend a disk, or say how"),
     "unlock": ("vmdkit.cli.unlock", "remove the locks that a dead program has left"),
     "ova": ("vmdkit.cli.ova", "build, check, mend and unpack appliances (OVA)"),
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (VmdkitError, OSError, MemoryError) as error:
         say(describe(error))
         _trace(verbose)
-        return 1
+        return 3 if isinstance(error, DifferenceError) else 1
     except Exception as error:
         say(f"this is a bug in vmdkit, please report it: {type(error).__name__}: {error} (-v shows where)")
         _trace(verbose)

@@ -68,6 +68,10 @@ class SliceDevice(Device):
         """The device whose bytes these are."""
         return (self.device,)
 
+    def parts(self) -> tuple[Device, ...]:
+        """Return the device whose bytes these are."""
+        return (self.device,)
+
     def fileno(self) -> int | None:
         """Return the descriptor of the device, where byte N is the same byte there: where the window starts at 0."""
         return self.device.fileno() if not self.start else None

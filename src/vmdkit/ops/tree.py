@@ -104,6 +104,10 @@ class TreeDigest:
         """Bytes of a span."""
         return self.shape.block << self.level
 
+    def grown(self, size: int) -> TreeDigest:
+        """Return the digest that the disk would have with zeros up to ``size`` bytes behind it."""
+        return self if size == self.size else join_spans(self.shape, size, self.level, self.spans)
+
     def first_difference(self, other: TreeDigest) -> tuple[int, int] | None:
         """Return ``(offset, length)`` of the first span that differs; None where none does.
 
@@ -116,6 +120,25 @@ class TreeDigest:
                 offset = index * self.span
                 return offset, min(self.span, max(self.size, other.size) - offset)
         return None
+
+
+def join_spans(shape: Shape, size: int, level: int, spans: dict[int, bytes]) -> TreeDigest:
+    """Return the digest of a disk of ``size`` bytes whose subtrees of ``level`` are ``spans``; others are zero.
+
+    Raises UsageError for spans behind its end.
+    """
+    hasher = Hasher(shape)
+    tree = Tree(hasher, size)
+    for below in range(level, tree.level):
+        zero = hasher.zero(below)
+        spans = {
+            index: hasher.node(spans.get(2 * index, zero), spans.get(2 * index + 1, zero))
+            for index in {index >> 1 for index in spans}
+        }
+    for index in sorted(spans):
+        tree.zeros((index << max(level, tree.level)) - tree.position)
+        tree.push(spans[index], max(level, tree.level))
+    return tree.finish()
 
 
 def parse_digest(text: str) -> tuple[Shape, bytes]:

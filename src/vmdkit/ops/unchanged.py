@@ -74,7 +74,8 @@ def _files(devices: tuple[Device, ...]) -> Iterator[tuple[Device, int]]:
         if id(device) in seen:
             continue
         seen.add(id(device))
-        waiting.extend(device.parts())
-        fd = device.fileno()
+        parts = list(device.parts())
+        waiting.extend(parts)
+        fd = None if parts else device.fileno()  # a window into a file has its descriptor, and another size
         if fd is not None and stat.S_ISREG(os.fstat(fd).st_mode):
             yield device, fd

@@ -19,7 +19,7 @@ from vmdkit.witness.part import File, Flat, Nothing, Part
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_LINE: Final = re.compile(rb'RW (\d{1,15}) ([A-Z]+)(?: "([^"/\0]+)"(?: (\d{1,15}))?)?')
+_LINE: Final = re.compile(rb'(?:RW|RDONLY) (\d{1,15}) ([A-Z]+)(?: "([^"/\0]+)"(?: (\d{1,15}))?)?')
 _NO_PARENT: Final = b"ffffffff"
 
 
@@ -93,24 +93,43 @@ def open_raw(path: str, shown: str = "") -> WitnessDisk:
     return WitnessDisk(file.path, [file], [Flat(file.size, file)])
 
 
-def open_vmdk(path: str, parts: Mapping[str, str] | None = None, parent: Device | None = None) -> WitnessDisk:
-    """Open the VMDK whose descriptor is in ``path``.
+def open_vhd(path: str, shown: str = "") -> WitnessDisk:
+    """Open a fixed VHD: bytes, and a footer of which everything is checked that says what they are."""
+    file = File(path, shown or path)
+    size = file.size - SECTOR
+    try:
+        foot = file.read(SECTOR, size)
+        told, kind = struct.unpack_from(">Q", foot, 48)[0], struct.unpack_from(">I", foot, 60)[0]
+        total = ~(sum(foot) - sum(foot[64:68])) & 0xFFFFFFFF
+        if foot[:8] != b"conectix" or (told, kind, total) != (size, 2, struct.unpack_from(">I", foot, 64)[0]):
+            raise FormatError("it does not end as a fixed VHD does", path=file.path, offset=size)
+    except BaseException:
+        file.close()
+        raise
+    return WitnessDisk(file.path, [file], [Flat(size, file)])
+
+
+def open_vmdk(
+    path: str, parts: Mapping[str, str] | None = None, parent: Device | None = None, shown: str = ""
+) -> WitnessDisk:
+    """Open the VMDK whose descriptor is in ``path``; messages call that ``shown``.
 
     ``parts`` leads from the names in it to the paths that they have for now, where those are others than beside it.
     A child needs its ``parent``, which stays the caller's to close. Raises FormatError for what vmdkit does not
     write, whether or not others may read it; OSError.
     """
-    files = [File(path, path)]
+    shown = shown or path
+    files = [File(path, shown)]
     try:
         text, embedded = _text(files[0])
         if (_value(text, b"parentCID") == _NO_PARENT) != (parent is None):
-            raise FormatError("it is a child" if parent is None else "it is no child", path=path)
+            raise FormatError("it is a child" if parent is None else "it is no child", path=shown)
         found: list[Part] = []
         for number, line in enumerate(line for line in text.splitlines() if re.match(rb"(RW|RDONLY|NOACCESS) ", line)):
             found.append(_part(line, files, parts or {}, own=embedded and not number))
         if not found:
-            raise FormatError("no extent in the descriptor", path=path)
-        return WitnessDisk(path, files, found, parent)
+            raise FormatError("no extent in the descriptor", path=shown)
+        return WitnessDisk(shown, files, found, parent)
     except BaseException:
         for file in files:
             file.close()

@@ -131,13 +131,13 @@ class Grains(Part):
 
     def _read_grains(self, view: memoryview, offset: int, at: int) -> None:
         """Fill ``view`` from grains that begin at ``at`` of the file; the first one holds ``offset``."""
-        at += offset % self._place.grain
-        if at < self._place.low or at + len(view) > self._file.size:
+        grain, inside = self._place.grain, offset % self._place.grain
+        if at < self._place.low or at + -(-(inside + len(view)) // grain) * grain > self._file.size:
             raise FormatError(
                 f"the grain at {offset:#x} of this extent cannot be here; the file has {self._file.size} bytes",
                 path=self._file.path, offset=at,
             )  # fmt: skip
-        self._file.read_into(view, at)
+        self._file.read_into(view, at + inside)
 
 
 class Stream(Grains):
@@ -185,9 +185,9 @@ def _hosted(length: int, file: File) -> Part:
     newlines, algorithm = head[73:77], struct.unpack_from("<H", head, 77)[0]
     sound = version in ((3,) if stream else (1, 2)) and newlines == b"\n \r\n" and algorithm == int(stream)
     if not sound or capacity * SECTOR < length or not 1 <= entries <= _COWD_ENTRIES or not grain:
-        raise FormatError("the header is not one that we write", path=file.path)
+        raise FormatError("the header is not one that we write", path=file.path, offset=0)
     if bool(flags & _MARKERS) != stream or head[72]:
-        raise FormatError("its flags are not those of a disk that was closed", path=file.path)
+        raise FormatError("its flags are not those of a disk that was closed", path=file.path, offset=0)
     place = _Place(
         directory * SECTOR,
         -(-capacity // (grain * entries)),
@@ -211,8 +211,10 @@ def _footer(head: bytes, file: File) -> bytes:
 
 def _cowd(length: int, file: File) -> Part:
     version, _, capacity, grain, directory, count, free = struct.unpack("<7I", file.read(28, 4))
-    if version != 1 or capacity * SECTOR < length or free * SECTOR > file.size + grain * SECTOR:
-        raise FormatError("the header is not one that we write", path=file.path)
+    if free * SECTOR > file.size:
+        raise FormatError(f"the file ends before sector {free}, its first free one", path=file.path, offset=file.size)
+    if version != 1 or capacity * SECTOR < length:
+        raise FormatError("the header is not one that we write", path=file.path, offset=0)
     place = _Place(directory * SECTOR, count, _COWD_ENTRIES, grain * SECTOR, (directory + 1) * SECTOR, zeros=False)
     return Grains(length, file, place)
 

@@ -94,7 +94,7 @@ class Flat(Part):
     def __init__(self, length: int, file: File, start: int = 0) -> None:
         super().__init__(length)
         if file.size < start + length:
-            raise FormatError(f"it has {file.size} bytes, {start + length} are due", path=file.path)
+            raise FormatError(f"it has {file.size} bytes, {start + length} are due", path=file.path, offset=file.size)
         self._file = file
         self._start = start
 

@@ -13,6 +13,7 @@ import images
 import vmdkit
 from vmdkit.errors import VmdkitError
 from vmdkit.filters.fault import FaultDevice
+from vmdkit.filters.slice import SliceDevice
 from vmdkit.ops.compare import compare
 from vmdkit.ops.copy import CopyOptions, copy, stream
 from vmdkit.ops.hash import hash_device, hash_extents
@@ -48,6 +49,15 @@ def test_nothing_is_said_where_nothing_has_changed(path: Path) -> None:
     with vmdkit.open(path) as disk, unchanged(disk):
         disk.pread(disk.size, 0)
         os.utime(path, ns=(0, path.stat().st_mtime_ns))  # reading it, as others may
+
+
+@pytest.mark.parametrize("start", [0, 4096])
+def test_a_window_into_a_file(start: int, path: Path) -> None:
+    with SliceDevice(open_file(str(path)), start, 4096) as window:
+        with unchanged(window):
+            window.pread(4096, 0)
+        with pytest.raises(VmdkitError, match="it was written to while it was read"), unchanged(window):
+            later(path)
 
 
 def test_a_file_that_was_written_to(path: Path) -> None:

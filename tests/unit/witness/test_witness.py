@@ -16,7 +16,7 @@ from layout import expected_bytes
 from vmdkit.converter import FORMATS, Order, convert
 from vmdkit.errors import FormatError
 from vmdkit.storage.memory import MemoryDevice
-from vmdkit.witness.disk import open_raw, open_vmdk
+from vmdkit.witness.disk import open_raw, open_vhd, open_vmdk
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
@@ -52,7 +52,7 @@ def test_reads_what_we_make(kind: str, tmp_path: Path) -> None:
     expected = expected_bytes(LAYOUT)
     path = str(tmp_path / "disk.vmdk")
     convert(MemoryDevice(expected), Order(path, len(expected)), kind)
-    with open_vmdk(path) as disk:
+    with open_vhd(path) if kind == "vhd" else open_vmdk(path) as disk:
         check(disk, expected, least=-1)  # how much is left out is the writer's business
 
 
@@ -65,6 +65,17 @@ def test_reads_raw_bytes(tmp_path: Path) -> None:
         file.write(b"odd")
     with open_raw(str(path)) as disk:
         check(disk, path.read_bytes())
+
+
+@pytest.mark.parametrize("at", [0, 48, 63, 64, 100])
+def test_a_vhd_whose_footer_is_damaged(at: int, tmp_path: Path) -> None:
+    path = tmp_path / "disk.vhd"
+    convert(MemoryDevice(b"A" * 4096), Order(str(path), 4096), "vhd")
+    with path.open("r+b") as file:
+        file.seek(4096 + at)
+        file.write(b"?")
+    with pytest.raises(FormatError, match=r"it does not end as a fixed VHD does \(at offset 0x1000\)"):
+        open_vhd(str(path))
 
 
 def test_a_child_takes_the_rest_from_its_parent(tmp_path: Path) -> None:
