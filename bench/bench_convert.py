@@ -50,6 +50,10 @@ CASES = (
     Case("flat to raw, unsafe", "flat", "raw"),
     Case("raw to flat, unsafe", "raw", "flat"),
     Case("stream to raw, unsafe", "stream", "raw"),
+    Case("raw to stream, unsafe", "raw", "stream"),
+    Case("raw to stream, one thread", "raw", "stream", (), ("--no-sync", "--threads", "1")),
+    Case("raw to stream, --fast", "raw", "stream", (), ("--no-sync", "--fast")),
+    Case("raw to stream, --fast, one thread", "raw", "stream", (), ("--no-sync", "--fast", "--threads", "1")),
 )
 
 
