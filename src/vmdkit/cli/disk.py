@@ -9,6 +9,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmdkit.cli.program import Program
+
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
@@ -62,6 +64,11 @@ def open_disk(args: Namespace, location: str, *, writable: bool = False, raw: bo
     """Open what the user calls ``location``, as the options in ``args`` say (``raw``: rather than --raw)."""
     from vmdkit import opener
 
+    if isinstance(location, Program):
+        from vmdkit.nbd.client import connect
+        from vmdkit.nbd.client_address import ActivatedAddress
+
+        return connect(ActivatedAddress(location.command), writable=writable)
     with without_blas_threads():
         return opener.open(
             location,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vmdkit import __version__
 from vmdkit.cli.parser import Parser, add_general_options, parse_defaults
+from vmdkit.cli.program import programs
 from vmdkit.cli.render import describe, out, say
 from vmdkit.errors import DifferenceError, VmdkitError
 
@@ -126,7 +127,7 @@ def _dispatch(words: list[str]) -> int:
     import_module(VERBS[verb][0]).register(verbs)
     add_general_options(verbs.choices[verb])
     parser.usage_code = verbs.choices[verb].usage_code  # it is the outer parser that meets an unknown option
-    args = parser.parse_args([verb, *rest], args)
+    args = parser.parse_args([verb, *programs(rest)], args)
     import_module("vmdkit.cli.log").configure(args.verbose, args.quiet)
     code: int = args.func(args)
     return code

@@ -42,6 +42,7 @@ _STEP: Final = 32 * MIB
 _FIRST_STATUS: Final = 128 * MIB  # bytes asked about at first: some servers take long for a whole disk
 _FEW: Final = 64  # extents in an answer; then the next question is about twice as much
 _MOST_STATUS: Final = {Mode.STRUCTURED: 4 * 1024 * MIB - MIB, Mode.EXTENDED: 1 << 44}
+_PARALLEL: Final = 8  # requests of up to a mebibyte at once: as fast as sixteen to a server on this machine
 _LONGEST_TIME: Final = 86400.0  # seconds
 
 
@@ -65,6 +66,11 @@ class NbdDevice(Device):
         self._pool = pool
         self._flags = flags
         self._most = self.block_size.maximum
+
+    @property
+    def parallel(self) -> int:
+        """Enough to keep the connections busy while answers are on their way."""
+        return _PARALLEL
 
     # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────
 
