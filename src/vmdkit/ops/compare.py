@@ -61,7 +61,7 @@ def compare(
     shorter = min(sizes)
     if strict and one.size != two.size:
         return Comparison(shorter, sizes, 0, 0)
-    work = _Comparer(one, two)
+    work = Comparer(one, two)
     done = read = 0
     looked = ordered(work.first, work.pieces(), threads=threads, heavy=lambda piece: piece[2] > 0)
     with unchanged(one, two), closing(looked) as answers:
@@ -74,7 +74,9 @@ def compare(
     return Comparison(None, sizes, read, done - read)
 
 
-class _Comparer:
+class Comparer:
+    """Two devices side by side, and what must be read to compare them; threads may share it."""
+
     def __init__(self, one: Device, two: Device) -> None:
         self.one = one
         self.two = two
@@ -94,11 +96,15 @@ class _Comparer:
         offset, length, need = piece
         if not need:
             return -1, offset + length, 0
-        if need == _READ_ONE | _READ_TWO:
-            found = first_difference(self._read(self.one, 0, piece), self._read(self.two, 1, piece))
-        else:
-            found = first_data(self._read(self.one if need == _READ_ONE else self.two, 0, piece))
+        one, two = self.read(piece)
+        found = first_data(one) if two is None else first_difference(one, two)
         return offset + found if found >= 0 else -1, offset + length, length
+
+    def read(self, piece: tuple[int, int, int]) -> tuple[bytearray, bytearray | None]:
+        """Return the bytes of both sides, or those of the one that may not be zero; good until the next call."""
+        if piece[2] == _READ_ONE | _READ_TWO:
+            return self._read(self.one, 0, piece), self._read(self.two, 1, piece)
+        return self._read(self.one if piece[2] == _READ_ONE else self.two, 0, piece), None
 
     def _read(self, device: Device, side: int, piece: tuple[int, int, int]) -> bytearray:
         """Return the bytes of a piece; whole chunks in a buffer that each thread keeps."""

@@ -79,3 +79,37 @@ def test_nearly_empty_disks_are_quick(vmdkit: Any, tmp_path: Path) -> None:
     begun = time.perf_counter()
     assert vmdkit("compare", "--raw", "a", "b").returncode == 0
     assert time.perf_counter() - begun < 1
+
+
+def test_all_differences(vmdkit: Any, pair: Any, tmp_path: Path) -> None:
+    assert vmdkit("compare", "--raw", "--all", *pair).stdout == "Images are identical.\n"
+    with (tmp_path / "other").open("r+b") as file:
+        for at in (200_001, 700_000, 700_500):
+            file.seek(at)
+            file.write(b"x")
+    done = vmdkit("compare", "--raw", "--all", *pair)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == (
+        "          199680              512\n"
+        "          699904             1024\n"
+        "2 ranges of sectors with 1536 bytes differ.\n"
+    )  # fmt: skip
+    assert json.loads(vmdkit("compare", "--raw", "--all", "--json", *pair).stdout) == {
+        "same": False,
+        "offset": 199680,
+        "sizes": [1 << 20, 1 << 20],
+        "read": 1 << 20,
+        "skipped": 0,
+        "ranges": [{"offset": 199680, "length": 512}, {"offset": 699904, "length": 1024}],
+        "differing": 1536,
+        "complete": True,
+    }
+    done = vmdkit("compare", "--raw", "--all", "--limit", "1", *pair)
+    assert done.stdout.endswith("1 range of sectors with 512 bytes differs; there are more, --limit lists more.\n")
+    assert vmdkit("compare", "--raw", "--all", "-q", *pair).stdout == ""
+    assert vmdkit("compare", "--raw", "--all", "--limit", "0", *pair).returncode == 2
+    with (tmp_path / "other").open("ab") as file:
+        file.write(b"y")
+    done = vmdkit("compare", "--raw", "--all", *pair)
+    assert done.stderr == "vmdkit: warning: sizes differ: 1048576 and 1048577 bytes\n"
+    assert "         1048576                1\n" in done.stdout
