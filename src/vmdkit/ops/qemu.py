@@ -46,7 +46,7 @@ def qemu_reader(written: Device) -> Iterator[Device]:
     version()
     with tempfile.TemporaryDirectory(prefix="vmdkit-") as directory:
         name, kind = _linked(written, directory)
-        command = [PROGRAM, "--read-only", f"--format={kind}", "--persistent", name]
+        command = [PROGRAM, "--read-only", f"--format={kind}", "--persistent", "--shared=4", name]
         with connect(ActivatedAddress(command)) as device:
             yield device
 
