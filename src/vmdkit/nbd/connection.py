@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Final
 
 from vmdkit.errors import RemoteProtocolError
 from vmdkit.nbd.commands import Commands
-from vmdkit.nbd.fastpath import Lane
+from vmdkit.nbd.fastpath import quick
 from vmdkit.nbd.negotiation import Negotiation, State
 from vmdkit.nbd.sender import Outbox, Sender
 from vmdkit.nbd.serving import Serving
 from vmdkit.nbd.transport import PlainTransport, TlsTransport, Transport
+from vmdkit.nbd.turn import Lane, turns
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from vmdkit.nbd.loop import Loop
+    from vmdkit.nbd.turn import Turn
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Connection:
         self._sender = Sender(self._transport)
         self._negotiation = Negotiation(loop.config.exports, loop.config.tls_mode)
         self._serving: Serving | None = None
+        self._lane: Lane | None = None  # none for TLS
+        self._turn: Turn | None = None  # what handles events while nothing holds the client up
         self._ending = False
         self.interest = 0  # what the loop polls for; the loop's own note
         self.deadline = time.monotonic() + loop.config.handshake_seconds
@@ -70,23 +74,44 @@ class Connection:
         """Say hello."""
         self._guarded(self._greet)
 
-    def event(self, mask: int) -> None:
-        """Handle what poll reported."""
+    def event(self, mask: int) -> bool:
+        """Handle what poll reported; returns as ``turn.turns`` says."""
         try:
-            # The common case by the shortest way: requests for a client that nothing holds up.
-            serving = self._serving
-            if serving is not None and mask == _READ == self.interest:
-                if serving.readable(self._transport, alone=self._loop.alone):
-                    return
-            else:
-                self._event(mask)
+            single = self._event(mask)
             self._settle()
         except Exception as error:
-            self._failed(error)
+            self.failed(error)
+            return False
+        return single
+
+    def rest(self, at: int, stop: int, fill: int, sent: int) -> bool:
+        """Go on where a turn ended."""
+        lane, serving = self._lane, self._serving
+        if lane is None or serving is None:  # for mypy: without them there are no turns
+            return False
+        piece, lane.piece = lane.piece, None
+        try:
+            single = serving.rest(at, stop, fill, sent, piece)
+            self._settle()
+        except Exception as error:
+            self.failed(error)
+            return False
+        return single
 
     def finished(self, deliver: Callable[[], None]) -> None:
         """Take the result of a pool job, then go on with what was held back."""
         self._guarded(lambda: self._deliver(deliver))
+
+    def failed(self, error: Exception) -> None:
+        """End it because of an error; returns to the loop in any case."""
+        if isinstance(error, RemoteProtocolError):
+            self.close(f"broke the protocol: {error}")
+        elif isinstance(error, OSError):  # the peer went away, or TLS failed
+            _log.debug("client %s: connection lost: %s", self.peer, error)
+            self.close("" if self.negotiated else f"connection lost: {error}")
+        else:
+            _log.error("client %s: this is a bug in the server, please report it: %r", self.peer, error, exc_info=error)
+            self.close()
 
     def close(self, why: str = "") -> None:
         """End it now. Jobs in the pool run to their end; their replies are dropped."""
@@ -103,40 +128,31 @@ class Connection:
 
     # ── inside the guard ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         if self.closed:
             return
         try:
             action()
             self._settle()
         except Exception as error:
-            self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        if isinstance(error, RemoteProtocolError):
-            self.close(f"broke the protocol: {error}")
-        elif isinstance(error, OSError):  # the peer went away, or TLS failed
-            _log.debug("client %s: connection lost: %s", self.peer, error)
-            self.close("" if self.negotiated else f"connection lost: {error}")
-        else:
-            _log.error("client %s: this is a bug in the server, please report it: %r", self.peer, error, exc_info=error)
-            self.close()
+            self.failed(error)
 
     def _greet(self) -> None:
         self._sender.send(self._negotiation.greeting())
 
-    def _event(self, mask: int) -> None:
+    def _event(self, mask: int) -> bool:
         if self._securing is not None:
             self._secure(self._securing)
-            return
+            return False
         if self._sender.blocked:
             self._sender.flush()
             if self._serving is not None and not self._sender.blocked:
                 self._serving.resume()
         if mask & _READ and self._wants_read():
-            self._readable()
-        elif mask & _GONE:
+            return self._readable()
+        if mask & _GONE:
             raise ConnectionResetError("the peer is gone")
+        return False
 
     def _deliver(self, deliver: Callable[[], None]) -> None:
         deliver()
@@ -153,7 +169,7 @@ class Connection:
     def _settle(self) -> None:
         """Decide what to wait for; close what is finished."""
         if self._securing is not None:
-            self._loop.watch(self, _WRITE if self._securing.wants_write else _READ)
+            self._loop.watch(self, _WRITE if self._securing.wants_write else _READ, self.event)
             return
         serving = self._serving
         if serving is not None and serving.ended:
@@ -166,24 +182,25 @@ class Connection:
             mask |= _READ
             if self._transport.waiting():  # decrypted already, so poll will never tell; in turn with the others
                 self._loop.call(self._read_again)
-        self._loop.watch(self, mask)
+        turn = self._turn if mask == _READ and serving is not None and serving.between else None
+        self._loop.watch(self, mask, turn or self.event)
 
     def _read_again(self) -> None:
-        self._guarded(lambda: self._readable() if self._wants_read() else None)
+        self._guarded(lambda: self._wants_read() and self._readable())
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
         if self._serving is not None:
-            self._serving.readable(self._transport, alone=self._loop.alone)
-            return
+            return self._serving.readable(self._transport)
         inbox = self._loop.inbox
         while not self._ending and self._serving is None and self._securing is None and not self._sender.blocked:
             got = self._transport.recv_into(inbox)
             if got is None:
-                return
+                break
             if not got:
                 self._ending = True
-                return
+                break
             self._negotiate(inbox[:got])
+        return False
 
     def _negotiate(self, data: memoryview) -> None:
         negotiation = self._negotiation
@@ -218,9 +235,10 @@ class Connection:
         regions = loop.regions(session.export)
         outbox = Outbox(loop.outbox, self._sender)
         commands = Commands(session, regions, self._sender, outbox, loop.pool, loop.buffers, self)
-        lane = None
+        serve = quick(session, regions, loop.inbox, loop.outbox)
         if self._transport is self._plain:
-            lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox, loop.config.spin)
-        self._serving = Serving(session, regions, commands, outbox, loop.inbox, loop.buffers, lane)
+            self._lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox, serve)
+            self._turn = turns(self._lane, self)
+        self._serving = Serving(session, serve, commands, outbox, loop.inbox, loop.buffers)
         loop.served(self)
         self._serving.begin(self._negotiation.leftover())

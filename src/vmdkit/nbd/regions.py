@@ -59,7 +59,7 @@ class Regions:
         self.constant = not device.writable  # whether answers stay true
         self.probe = memoryview(bytearray(1))  # where a look at one byte goes
         self._fds: dict[int, tuple[Device, int]] = {}  # id -> (storage kept alive, duplicate)
-        self._status: dict[tuple[str, int], StatusRegion] = {}
+        self._status: dict[str, dict[int, StatusRegion]] = {}  # by context
         self.known: dict[int, Region] = {}  # the fast path looks here first
         self.nowait = getattr(os, "RWF_NOWAIT", 0)  # flag for preadv: fail rather than wait for the disk
 
@@ -125,10 +125,11 @@ class Regions:
         """
         if not self.constant or count > MOST_STATUS:
             return take_status(self._device, context, offset, count, most)
+        known = self.status_of(context)
         found: list[tuple[int, int]] = []
         end = offset + count
         while offset < end:
-            starts, runs = self._status.get((context, offset >> SHIFT)) or self._load_status(context, offset >> SHIFT)
+            starts, runs = known.get(offset >> SHIFT) or self.load_status(context, offset >> SHIFT)
             for stop, flags in runs[bisect_right(starts, offset) - 1 :]:
                 length = (stop if stop < end else end) - offset
                 if found and found[-1][1] == flags:
@@ -142,13 +143,19 @@ class Regions:
                     break
         return found
 
-    def _load_status(self, context: str, index: int) -> StatusRegion:
+    def status_of(self, context: str) -> dict[int, StatusRegion]:
+        """Return what is remembered of a context, by region; it stays the same object."""
+        return self._status.setdefault(context, {})
+
+    def load_status(self, context: str, index: int) -> StatusRegion:
+        """Return region ``index``, which must begin inside the device, as ``context`` sees it; it is remembered."""
         offset = index << SHIFT
         extents = list(self._device.extents(min(REGION, self._device.size - offset), offset, context=context))
         region = [start for start, _, _ in extents], [(start + length, flags) for start, length, flags in extents]
-        if len(self._status) >= MOST_REGIONS:
-            del self._status[next(iter(self._status))]
-        self._status[context, index] = region
+        known = self.status_of(context)
+        if len(known) >= MOST_REGIONS:
+            del known[next(iter(known))]
+        known[index] = region
         return region
 
     def changed(self, offset: int, count: int) -> None:
@@ -173,7 +180,8 @@ class Regions:
     def close(self) -> None:
         """Give back the descriptors."""
         self.known.clear()
-        self._status.clear()
+        for remembered in self._status.values():
+            remembered.clear()
         for _, fd in self._fds.values():
             os.close(fd)
         self._fds.clear()

@@ -4,7 +4,7 @@
 
 ::
 
-    socket ──> inbox (the loop's) ──> serve_reads ──────────────> outbox (the loop's) ──> sender
+    socket ──> inbox (the loop's) ──> quick ────────────────────> outbox (the loop's) ──> sender
                   │   tail: what is   │ what it leaves: Commands ───^
                   │   not complete    └──> pool ─────────────────────────────────────────────^
                   └──> piece: a payload that did not come whole, written MIB by MIB
@@ -15,9 +15,8 @@ grains stay whole. The protocol does not promise that a write is atomic.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vmdkit.nbd.fastpath import BURST, Lane, serve_reads, serve_turn
 from vmdkit.nbd.protocol import Command
 from vmdkit.nbd.transmission import failure, parse, refuse, request_header
 from vmdkit.units import MIB
@@ -25,30 +24,28 @@ from vmdkit.units import MIB
 if TYPE_CHECKING:
     from vmdkit.nbd.buffers import Buffers
     from vmdkit.nbd.commands import Commands
-    from vmdkit.nbd.regions import Regions
+    from vmdkit.nbd.fastpath import Quick
     from vmdkit.nbd.sender import Outbox
     from vmdkit.nbd.session import Session
     from vmdkit.nbd.transmission import Request
     from vmdkit.nbd.transport import Transport
+
+BURST: Final = 64  # batches served before other clients get their turn
 
 
 class Serving:
     """One client after its handshake."""
 
     def __init__(
-        self, session: Session, regions: Regions, commands: Commands, outbox: Outbox, inbox: memoryview,
-        buffers: Buffers, lane: Lane | None,
-    ) -> None:  # fmt: skip
+        self, session: Session, serve: Quick, commands: Commands, outbox: Outbox, inbox: memoryview, buffers: Buffers
+    ) -> None:
         self._session = session
-        self._size = session.export.device.size
-        self._mode = int(session.mode)
         self._header = request_header(session.mode)
-        self._regions = regions
+        self._serve = serve
         self.commands = commands
         self._outbox = outbox
         self._inbox = inbox
         self._buffers = buffers
-        self._lane = lane  # None for TLS
         self._tail = b""
         self._skip = 0  # bytes of a refused payload still to come
         self._refusal = b""  # the reply that is due then: libnbd is confused by one that comes before
@@ -73,61 +70,48 @@ class Serving:
             self._inbox[:count] = self._tail
             self._process(self._drop(count), count)
 
-    def readable(self, transport: Transport, *, alone: bool) -> bool:
-        """Take what the client sent; true where that changed nothing that the connection has to look at.
+    @property
+    def between(self) -> bool:
+        """Whether the next bytes of the client begin a request, so that turns may take them."""
+        return not (self._tail or self._skip or self._writing)
 
-        ``alone``: no other client of this loop waits, so spinning for the next request is allowed.
-        """
-        lane = self._lane
-        if lane is None or self._tail or self._writing is not None or self._skip:
-            self._take(transport, alone=alone)
-            return False
-        at, stop, fill, sent = serve_turn(lane, spin=alone)
+    def rest(self, at: int, stop: int, fill: int, sent: int, piece: tuple[int, int, int] | None) -> bool:
+        """Go on where a turn ended: see ``turn.Owner``."""
         if not stop:
-            return True
-        if stop < 0:
             self.ended = True
             return False
-        if at != stop and lane.piece is None and not sent:
+        if at != stop and piece is None and not sent:
             self._outbox.fill = fill  # the long way adds to it
         else:
-            piece, lane.piece = lane.piece, None
-            self.commands.send(lane.out[sent:fill], piece)
-        if at != stop:
-            if self.commands.held:
-                self._tail = bytes(lane.inbox[at:stop])
-            elif self._process(at, stop) and alone and self.wants_read:
-                self._take(transport, alone=alone)  # and spin, as after reads
+            self.commands.send(self._outbox.view[sent:fill], piece)
+        if self.commands.held:
+            self._tail = bytes(self._inbox[at:stop])
+        elif at != stop:
+            return self._process(at, stop)
         return False
 
-    def _take(self, transport: Transport, *, alone: bool) -> None:
-        """Receive and serve, step by step."""
-        inbox, recv = self._inbox, transport.recv_into
-        lane = self._lane if alone else None  # who may spin
-        trying = True
+    def readable(self, transport: Transport) -> bool:
+        """Take what the client sent; returns whether the last of it was a single request, complete."""
+        inbox, single = self._inbox, False
         for _ in range(BURST):
             if self._writing is not None:
                 if not self._receive(self._writing, transport):
-                    return
-                trying = True
+                    return False
+                single = self._writing is None
                 continue
             have = len(self._tail)
             if have:
                 inbox[:have] = self._tail
-            room = inbox[have:] if have else inbox
-            got = recv(room)
-            if got is None and trying and lane is not None:
-                got = lane.spin.receive(lane.recv_into, room) or None
+            got = transport.recv_into(inbox[have:] if have else inbox)
             if got is None:
-                return
+                return single
             if got <= 0:
                 self.ended = True
-                return
-            trying = self._process(self._drop(have + got), have + got)
-            if not self.wants_read:
-                return
-            if not (trying and lane) and have + got < len(inbox) and not transport.waiting():
-                return
+                return False
+            single = self._process(self._drop(have + got), have + got)
+            if not self.wants_read or (have + got < len(inbox) and not transport.waiting()):
+                return single
+        return False
 
     def _process(self, at: int, stop: int) -> bool:
         """Serve what stands complete in ``inbox[at:stop]``; keep the rest. Returns whether it was one request."""
@@ -135,9 +119,7 @@ class Serving:
         served = 0
         while True:
             before = at
-            at, outbox.fill = serve_reads(
-                self._mode, self._size, self._regions, inbox, at, stop, outbox.view, outbox.fill
-            )
+            at, outbox.fill = self._serve(at, stop, outbox.fill)
             served += (at - before) // header
             if stop - at < header:
                 break

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nbdwire import DF, READ, Client, connect
-from vmdkit.nbd.fastpath import serve_reads
+from vmdkit.nbd.export import Export
+from vmdkit.nbd.fastpath import quick
+from vmdkit.nbd.protocol import Mode
 from vmdkit.nbd.regions import Regions
+from vmdkit.nbd.session import Session
 from vmdkit.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -35,14 +38,22 @@ def requests(*asked: tuple[int, int, int, int]) -> bytearray:
     )
 
 
+def session(device: Device, mode: int = 1, **more: object) -> Session:
+    """Return what a handshake would have agreed on."""
+    return Session(Export(device), Mode(mode), maximum=32 * MIB, **more)  # type: ignore[arg-type]
+
+
 def test_stops_without_touching(device: Device) -> None:
     good = (0, 0, 4096, 512)
     out = memoryview(bytearray(300_000))
     strange = [
         (0, 1, 0, 512),  # a write
+        (0, 7, 0, 512),  # a question, although no context was selected
         (4, 0, 0, 512),  # a flag
         (0, 0, 0, 0),  # nothing
         (0, 0, SIZE - 1, 2),  # past the end
+        (0, 0, SIZE, 1),
+        (0, 0, SIZE + 5 * MIB, 1),
         (0, 0, 2**64 - 5, 10),
         (0, 0, MIB - 10, 20),  # two runs
         (0, 0, 0, 200 * KIB),  # large
@@ -50,13 +61,40 @@ def test_stops_without_touching(device: Device) -> None:
     regions = Regions(device)
     for bad in strange:
         inbox = memoryview(requests(good, good, bad, good))
-        assert serve_reads(1, SIZE, regions, inbox, 0, len(inbox), out, 0) == (56, 2 * (28 + 512))
+        assert quick(session(device), regions, inbox, out)(0, len(inbox), 0) == (56, 2 * (28 + 512))
     inbox = memoryview(requests(good, good)[:-1])
-    assert serve_reads(1, SIZE, regions, inbox, 0, len(inbox), out, 7) == (28, 7 + 540)
+    assert quick(session(device), regions, inbox, out)(0, len(inbox), 7) == (28, 7 + 540)
     inbox = memoryview(bytearray(28) + requests(good))
-    assert serve_reads(1, SIZE, regions, inbox, 0, 56, out, 0) == (0, 0)
-    full = len(out) - 600
-    assert serve_reads(1, SIZE, regions, memoryview(requests(good, good)), 0, 56, out, full)[0] == 28
+    assert quick(session(device), regions, inbox, out)(0, 56, 0) == (0, 0)
+    inbox = memoryview(requests(good, good))
+    assert quick(session(device), regions, inbox, out)(0, 56, len(out) - 1600)[0] == 28
+    assert quick(session(device, minimum=1024), regions, inbox, out)(0, 56, 0) == (0, 0)
+    regions.close()
+
+
+def test_holes_of_any_length_are_quick(device: Device) -> None:
+    regions, out = Regions(device), memoryview(bytearray(9000))
+    inbox = memoryview(requests((0, 0, MIB, MIB), (0, 0, MIB + 1, 100 * KIB)))
+    assert quick(session(device), regions, inbox, out)(0, 56, 0) == (56, 64)
+    assert struct.unpack(">IHHQIQI", out[32:64]) == (0x668E33EF, 1, 2, 1, 12, MIB + 1, 100 * KIB)
+    short = session(device)
+    short.maximum = 512 * KIB
+    assert quick(short, regions, inbox, out)(0, 56, 0) == (0, 0)
+    assert quick(session(device, 0), regions, inbox, out)(0, 56, 0) == (0, 0)  # simple replies have none
+    regions.close()
+
+
+def test_small_questions_are_quick(device: Device) -> None:
+    regions, out = Regions(device), memoryview(bytearray(9000))
+    asks = session(device, contexts={3: "base:allocation"})
+    inbox = memoryview(requests((0, 7, 0, 4096), (0, 7, MIB - 512, 3 * MIB), (0, 7, 0, 5 * MIB)))
+    assert quick(asks, regions, inbox, out)(0, len(inbox), 0) == (56, 32 + 48)
+    assert struct.unpack(">IHHQIIII", out[:32]) == (0x668E33EF, 1, 5, 0, 12, 3, 4096, 0)
+    assert struct.unpack(">IHHQI7I", out[32:80]) == (0x668E33EF, 1, 5, 1, 28, 3, 512, 0, MIB, 3, 2 * MIB - 512, 0)
+    wide = session(device, 2, contexts={3: "base:allocation"})
+    inbox = memoryview(struct.pack(">IHHQQQ", 0x21E41C71, 0, 7, 9, MIB, 4096))
+    assert quick(wide, regions, inbox, out)(0, 32, 0) == (32, 56)
+    assert struct.unpack(">IHHQQQIIQQ", out[:56]) == (0x6E8A278C, 1, 6, 9, MIB, 24, 3, 1, 4096, 3)
     regions.close()
 
 
@@ -64,10 +102,10 @@ def test_a_file_system_that_always_waits_is_believed(device: Device) -> None:
     regions = Regions(device)
     regions.nowait = 0x4000_0000  # a flag no kernel knows
     inbox = memoryview(requests((0, 0, 0, 512), (0, 0, 0, 512)))
-    out = memoryview(bytearray(9000))
-    assert serve_reads(1, SIZE, regions, inbox, 0, 56, out, 0) == (0, 0)
+    serve = quick(session(device), regions, inbox, memoryview(bytearray(9000)))
+    assert serve(0, 56, 0) == (0, 0)
     assert regions.nowait == 0
-    assert serve_reads(1, SIZE, regions, inbox, 0, 56, out, 0)[0] == 56
+    assert serve(0, 56, 0)[0] == 56
     regions.close()
 
 

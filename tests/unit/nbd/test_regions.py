@@ -123,7 +123,7 @@ def test_memory_is_bounded(storage: FileDevice, monkeypatch: pytest.MonkeyPatch)
     assert list(regions.known) == [1, 2]
     for index in (0, 1, 2):
         regions.status("base:allocation", index * REGION, 10, 9)
-    assert len(regions._status) == 2
+    assert len(regions.status_of("base:allocation")) == 2
     regions.close()
 
 
