@@ -7,7 +7,7 @@
     layout A   header │ descriptor │ grain grain ... │ GT │ ... │ GD │ footer │ end of stream      (ESX, VirtualBox)
     layout B   header │ descriptor │ GD │ GTs │ grain grain ... │ end of stream     (VDDK, open-vmdk; qemu: no end)
 
-    grain      lba u64 │ length u32 │ zlib data │ zeros up to a sector      lba is missing where markers are off
+Grains are read and inflated by packed.py; here is where they are.
 
 A directory at 2^64-1 means layout A: the true header is the footer, and wins. Without a footer the transfer was cut
 off; what is there can be salvaged by walking the grains, since each says where it belongs.
@@ -24,12 +24,13 @@ import numpy as np
 
 from vmdkit.device import ExtentFlags
 from vmdkit.errors import CorruptError, FormatError, UnsupportedError
-from vmdkit.kernels import inflate, is_zero
+from vmdkit.kernels import is_zero
 from vmdkit.ranges import split
 from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
-from vmdkit.vmdk.extent_file import Doubt
+from vmdkit.vmdk.extent_file import Doubt, RunKind
 from vmdkit.vmdk.hosted import directory_count, has_redundant, read_header, read_tables
+from vmdkit.vmdk.packed import PackedGrains
 from vmdkit.vmdk.structs import GrainMarker, HostedHeader, Marker
 from vmdkit.vmdk.tables import FoundTables, TableExtent
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 _CACHE_BYTES = 4 * MIB  # inflated grains kept; 64 of the usual 64 KiB
 _FOOTER_SEARCH = 64 * 1024  # bytes before the end of the file in which a footer is looked for
-_LENGTH_ONLY = 4  # bytes before the data where markers are off
 
 
 class StreamExtent(TableExtent):
@@ -64,8 +64,7 @@ class StreamExtent(TableExtent):
         super().__init__(header.capacity, storage, tables, grain=header.grain_size, kind=kind, compressed=True)
         self.header = header
         self.doubts += doubts
-        self._has_lba = bool(header.flags & structs.FLAG_MARKERS)
-        self._longest = 2 * header.grain_size + SECTOR  # incompressible data grow a little; no more is sane
+        self._packed = PackedGrains(storage, header.grain_size, has_lba=bool(header.flags & structs.FLAG_MARKERS))
         self._cache: OrderedDict[int, bytearray] = OrderedDict()
         self._most = max(1, _CACHE_BYTES // header.grain_size)
         self._lock = threading.Lock()
@@ -93,65 +92,66 @@ class StreamExtent(TableExtent):
         return self._file.size
 
     def inflate_into(self, view: memoryview, offset: int) -> None:
-        """Fill ``view`` from the grains at ``offset``; whole grains bypass the cache."""
-        done = 0
-        while done < len(view):
-            start = offset + done
-            skip = start % self.grain
-            length = min(self.grain - skip, len(view) - done)
-            grain = self._grain(start - skip, keep=length < self.grain)
-            piece = grain[skip : skip + length] if skip or len(grain) > length else grain
-            view[done : done + len(piece)] = piece
-            if len(piece) < length:  # the last grain may be packed short
-                view[done + len(piece) : done + length] = bytes(length - len(piece))
+        """Fill ``view`` from the grains at ``offset``: many whole ones at once, parts of one through the cache."""
+        grain, done, count = self.grain, 0, len(view)
+        while done < count:
+            at = offset + done
+            skip = at % grain
+            whole = 0 if skip else (count - done) // grain
+            if whole > 1:
+                done += self._many(view[done:], at, whole)
+                continue
+            length = min(grain - skip, count - done)
+            _place(self._one(at - skip, keep=length < grain), skip, view[done : done + length])
             done += length
 
-    def _grain(self, start: int, *, keep: bool) -> bytearray:
-        grain = self._cache.get(start)
-        if grain is not None:
-            return grain
-        number, within = divmod(start, self._coverage)
-        table = self.tables.table(number)
-        address: int = table[within // self.grain] if not isinstance(table, int) else table
-        grain = self._inflate(address, start)
+    def _many(self, view: memoryview, start: int, count: int) -> int:
+        """Inflate up to ``count`` grains at ``start``; returns how many bytes, which end with the table at the latest.
+
+        They bypass the cache: whoever reads so much reads it once.
+        """
+        addresses, following = self._addresses(start, count)
+        done = 0
+        for grain in self._packed.grains(addresses, start, following):
+            _place(grain, 0, view[done : done + self.grain])
+            done += self.grain
+        return done
+
+    def _one(self, start: int, *, keep: bool) -> bytearray:
+        """Return the grain that belongs at ``start``; ``keep`` it where more of it may be wanted soon."""
+        cache = self._cache
+        with self._lock:
+            grain = cache.get(start)
+            if grain is not None:
+                cache.move_to_end(start)
+                return grain
+        addresses, following = self._addresses(start, 1)
+        grain = next(self._packed.grains(addresses, start, following))
         if keep:
             with self._lock:
-                self._cache[start] = grain
-                if len(self._cache) > self._most:
-                    self._cache.popitem(last=False)
+                cache[start] = grain
+                if len(cache) > self._most:
+                    cache.popitem(last=False)
         return grain
 
-    def _inflate(self, address: int, start: int) -> bytearray:
-        """Read, check and inflate the grain whose marker is at ``address`` and which belongs at ``start``."""
-        data, lba = self._packed(address)
-        if lba is not None and lba != start:
-            raise self._wrong(f"the marker says the grain belongs at {lba:#x}, the table says {start:#x}", address)
-        grain = inflate(data, self.grain)
-        if grain is None:
-            raise self._wrong(f"the {len(data)} bytes do not inflate to a grain of {self.grain}", address)
-        return grain
+    def _addresses(self, start: int, count: int) -> tuple[list[int], int]:
+        """Return where up to ``count`` grains from ``start`` on are, as far as their table goes, and the one after."""
+        number, within = divmod(start, self._coverage)
+        table = self.tables.table(number)
+        if isinstance(table, int):
+            raise self.refusal(start, RunKind.CORRUPT)
+        first = within // self.grain
+        found: list[int] = table[first : first + count + 1].tolist()
+        return (found[:count], found[count]) if len(found) > count else (found, -1)
 
-    def _packed(self, address: int) -> tuple[memoryview, int | None]:
-        """Return the zlib data of a grain and its own idea of where it belongs."""
-        head_size = GrainMarker.size_of() if self._has_lba else _LENGTH_ONLY
-        guess = min(head_size + self.grain // 2, self._file.size - address)
-        raw = memoryview(self._file.pread(guess, address))
-        if guess < head_size:
-            raise self._wrong("the file ends inside the marker", address)
-        lba = None
-        if self._has_lba:
-            marker = GrainMarker.unpack(raw)
-            lba, length = marker.lba, marker.length
-        else:
-            length = int.from_bytes(raw[:_LENGTH_ONLY], "little")
-        if not 0 < length <= self._longest or address + head_size + length > self._file.size:
-            raise self._wrong(f"{length} bytes of compressed data are not possible here", address)
-        if head_size + length > guess:
-            raw = memoryview(self._file.pread(head_size + length, address))
-        return raw[head_size : head_size + length], lba
 
-    def _wrong(self, text: str, address: int) -> CorruptError:
-        return CorruptError(text, structure="compressed grain", path=self.path, offset=address)
+def _place(grain: bytearray, skip: int, view: memoryview) -> None:
+    """Copy a grain from ``skip`` on into ``view``; what it lacks, as the last grain may, is zero."""
+    length = len(view)
+    piece = grain[skip : skip + length] if skip or len(grain) > length else grain
+    view[: len(piece)] = piece
+    if len(piece) < length:
+        view[len(piece) :] = bytes(length - len(piece))
 
 
 def _read_footer(storage: Device, header: HostedHeader, doubts: list[Doubt]) -> HostedHeader:

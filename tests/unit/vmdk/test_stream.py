@@ -19,6 +19,7 @@ from layout import fill
 from vmdkit.errors import CorruptError, FormatError
 from vmdkit.storage.file import open_file
 from vmdkit.vmdk.hosted import read_header
+from vmdkit.vmdk.packed import PackedGrains
 from vmdkit.vmdk.stream import StreamExtent
 
 if TYPE_CHECKING:
@@ -76,30 +77,30 @@ def test_a_buffer_that_held_something_else_is_filled_to_its_end(tmp_path: Path) 
             assert buf == bytes(count)
 
 
-def test_the_cache_keeps_the_newest_grains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = images.stream_optimized(tmp_path, "5M:A", Stream(grain=1 << 20))
     extent = open_extent(image)
     inflated: list[int] = []
-    real = StreamExtent._inflate
+    real = PackedGrains._inflate
 
-    def noted(self: StreamExtent, address: int, start: int) -> bytearray:
-        inflated.append(start)
-        return real(self, address, start)
+    def noted(self: PackedGrains, raw: memoryview, at: int, address: int, start: int) -> bytearray:
+        inflated.append(start >> 20)
+        return real(self, raw, at, address, start)
 
-    monkeypatch.setattr(StreamExtent, "_inflate", noted)
+    monkeypatch.setattr(PackedGrains, "_inflate", noted)
     view = memoryview(bytearray(512))
-    for start in (0, 1, 2, 3, 4, 4, 3, 1, 0):
+    for start in (0, 1, 2, 3, 4, 4, 3, 1, 0, 1, 2):  # it holds four
         extent.inflate_into(view, start << 20)
         assert view == image.model.pread(512, start << 20)
-    assert [start >> 20 for start in inflated] == [0, 1, 2, 3, 4, 0]
+    assert inflated == [0, 1, 2, 3, 4, 0, 2]
     inflated.clear()
     whole = memoryview(bytearray(1 << 20))
     for _ in range(2):
         extent.inflate_into(whole, 2 << 20)
     assert inflated == []  # a whole grain is used where it is kept
     for _ in range(2):
-        extent.inflate_into(whole, 1 << 20)
-    assert inflated == [1 << 20] * 2  # but it is not kept
+        extent.inflate_into(whole, 4 << 20)
+    assert inflated == [4, 4]  # but it is not kept
     extent.close()
 
 
