@@ -22,6 +22,7 @@ from vmdkit.storage.memory import MemoryDevice
         (["--directory", "redundant"], {"directory": "redundant"}),
         (["--with-children"], {"with_children": True}),
         (["--ignore-cid", "--ignore-journal"], {"ignore_cid": True, "ignore_journal": True}),
+        (["--tls-certificates", "d", "--tls-psk", "k"], {"tls_certificates": "d", "tls_psk": "k"}),
     ],
 )
 def test_options_reach_the_opener(words: list[str], changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,5 +46,7 @@ def test_options_reach_the_opener(words: list[str], changed: dict[str, Any], mon
         "ignore_cid": False,
         "ignore_journal": False,
         "with_children": False,
+        "tls_certificates": None,
+        "tls_psk": None,
     }
     assert seen == {**expected, **changed, "location": "disk.vmdk", "writable": True}
