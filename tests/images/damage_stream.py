@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from images.damage_kinds import ANY, CAREFUL, FAILS, K64, NOTE, READS, REFUSES, Damage, poke, spoil
-from images.stream import STREAM_A, STREAM_B, STREAM_QEMU, Stream, stream_optimized
+from images.stream import FOOTER, GD, GT, STREAM_A, STREAM_B, STREAM_QEMU, Stream, marker, stream_optimized
 from layout import fill
 
 if TYPE_CHECKING:
@@ -112,6 +112,22 @@ def _trailing(image: Image) -> None:
         file.write(bytes(5120))
 
 
+def _behind_grain(image: Image) -> None:
+    """Leave a byte where a grain's sector is filled up."""
+    place = image.fields["grain[1].data"]
+    with image.path.open("r+b") as file:
+        file.seek(-(-(place.offset + place.size) // 512) * 512 - 1)
+        file.write(b"x")
+
+
+def _poke_both(field: str, value: int) -> Callable[[Image], None]:
+    def apply(image: Image) -> None:
+        image.poke(f"header.{field}", value)
+        image.poke(f"footer.{field}", value)
+
+    return apply
+
+
 STREAMED: Final = {
     "stream-no-eos": Damage(_cut("no-eos"), _nothing, CAREFUL),
     "stream-no-footer": Damage(_cut("no-footer"), _nothing, CAREFUL),
@@ -134,6 +150,14 @@ STREAMED: Final = {
     "stream-grains-swapped": Damage(good_a, _swapped, FAILS),
     "stream-gte-beyond-eof": Damage(good_a, _beyond, FAILS),
     "stream-gte-in-descriptor": Damage(good_a, _in_metadata, FAILS),
+    "stream-overhead-zeros": Damage(good_a, _poke_both("overHead", 64), READS),
+    "stream-grain-padding": Damage(good_a, _behind_grain, READS, NOTE),
+    "stream-table-marker-size": Damage(good_a, poke("gt[0].marker", marker(GT, 5)), READS),
+    "stream-table-marker-type": Damage(good_a, poke("gt[1].marker", marker(7, 4)), READS),
+    "stream-table-marker-zero": Damage(good_a, poke("gt[0].marker", bytes(512)), READS),
+    "stream-directory-marker": Damage(good_a, poke("gd.marker", marker(GD, 2)), READS),
+    "footer-marker-size": Damage(good_a, poke("footer.marker", marker(FOOTER, 2)), READS),
+    "footer-overhead": Damage(good_a, poke("footer.overHead", 127), READS, NOTE),
     "footer-capacity": Damage(good_a, poke("footer.capacity", 1), REFUSES),
     "footer-grain": Damage(good_a, poke("footer.grainSize", 256), REFUSES),
     "footer-version": Damage(good_a, poke("footer.version", 1), CAREFUL),

@@ -17,7 +17,7 @@ import numpy as np
 from vmdkit.errors import VmdkitError
 from vmdkit.kernels import inflate
 from vmdkit.units import MIB, SECTOR
-from vmdkit.vmdk import check_header, structs
+from vmdkit.vmdk import check_header, check_markers, structs
 from vmdkit.vmdk.check_findings import Finder, Severity
 from vmdkit.vmdk.check_grains import Occupancy, Seen, places_of, present_runs, read_tables
 from vmdkit.vmdk.stream import find_footer
@@ -72,6 +72,9 @@ class StreamCheck(Finder):
         self._end = 0  # behind the grain before
         self._ascending = True
         self._strangers = 0
+        self._front = 0  # where the header says that the first marker is
+        self._first = 0  # address of the first grain; 0 before there is one
+        self._markers: check_markers.MarkerCheck | None = None  # of layout A
 
     def run(self) -> StreamCheck:
         """Look at everything; findings are in ``findings`` afterwards."""
@@ -79,19 +82,22 @@ class StreamCheck(Finder):
         if header is None:
             return self
         check_header.check_text_area(self, self.storage, header)
-        self.header = header
+        self.header, self._front = header, header.overhead
         footer_at = None
         if header.gd_offset == structs.GD_AT_END:
             footer_at = find_footer(self.storage)
             footer = self._check_footer(header, footer_at)
             if footer is None:
                 return self
+            check_markers.compare_footer(self, header, footer, footer_at or 0)
             header = footer
         copies = check_header.read_copies(self, self.storage, header)
         primary = copies[0]
         if primary is None:
             return self
         self._check_directory(primary)
+        if footer_at is not None and header.flags & structs.FLAG_MARKERS:
+            self._markers = check_markers.MarkerCheck(self, self.storage, header, primary, footer_at)
         self._check_tables(header, [copy for copy in copies if copy is not None])
         if not self._shallow:
             self._check_tail(header, footer_at)
@@ -190,8 +196,8 @@ class StreamCheck(Finder):
         places = places_of(addresses, shape, everywhere)
         self._seen.note("gt-mismatch", np.flatnonzero(one != two), places, (everywhere + base) * header.grain_size)
 
-    def _packed(self, header: HostedHeader, entry: _Grain) -> bytearray | None:
-        """Return the packed bytes of a grain whose marker is as it should be; look at what lies before it."""
+    def _packed(self, header: HostedHeader, entry: _Grain) -> memoryview | None:
+        """Return the packed bytes of a grain whose marker is as it should be; look at what lies around it."""
         has_lba = bool(header.flags & structs.FLAG_MARKERS)
         size = GrainMarker.size_of() if has_lba else _LENGTH_ONLY
         if entry.address + size > self.storage.size:
@@ -209,9 +215,14 @@ class StreamCheck(Finder):
         if entry.address <= self._last:
             self._ascending = False
         if self._ascending and has_lba:
-            self._walk(header, max(self._end, min(header.overhead, entry.address)), entry.address)
+            self._walk(header, max(self._end, min(self._front, entry.address)), entry.address)
+        self._first = self._first or entry.address
         self._last, self._end = entry.address, max(self._end, end)
-        return self.storage.pread(length, entry.address + size)
+        start = entry.address + size
+        raw = self.storage.pread(min(end, self.storage.size) - start, start)
+        if raw[length:].strip(b"\0"):
+            check_markers.padding(self, start + length)
+        return memoryview(raw)[:length]
 
     def _take(self, entry: _Grain, judged: Future[str]) -> None:
         code = judged.result()
@@ -243,6 +254,8 @@ class StreamCheck(Finder):
             if len(head) < SECTOR:
                 return end
             special = Marker.unpack(head)
+            if self._markers is not None:
+                self._markers.look(special, at)
             if special.type == structs.MARKER_EOS and not special.following and not any(head):
                 return at
             at += SECTOR + (0 if special.type == structs.MARKER_PROGRESS else special.following)
@@ -261,9 +274,14 @@ class StreamCheck(Finder):
     def _check_tail(self, header: HostedHeader, footer_at: int | None) -> None:
         """Look at what follows the last grain: tables and footer of layout A, and the end-of-stream marker."""
         size = self.storage.size
-        start = footer_at + SECTOR if footer_at is not None else max(self._end, min(header.overhead, size))
-        if footer_at is not None and self._ascending and header.flags & structs.FLAG_MARKERS and self._end:
-            self._walk(header, self._end, footer_at - SECTOR)
+        start = footer_at + SECTOR if footer_at is not None else max(self._end, min(self._front, size))
+        check_markers.check_front(
+            self, self.storage, header, self._front, self._first or max(SECTOR, header.gd_offset - SECTOR)
+        )
+        if self._markers is not None and footer_at is not None and self._ascending:
+            self._walk(header, self._end or min(self._front, footer_at - SECTOR), footer_at - SECTOR)
+            if not self._strangers:
+                self._markers.finish()
         rest = size - start
         if footer_at is None and self._in_tables(header, start):
             return  # tables at the end without markers: nothing says what should follow
@@ -289,7 +307,7 @@ class StreamCheck(Finder):
         return all(not any(self.storage.pread(min(MIB, end - at), at)) for at in range(start, end, MIB))
 
 
-def _judge(data: bytearray, grain: int, remaining: int) -> str:
+def _judge(data: bytearray | memoryview, grain: int, remaining: int) -> str:
     """Inflate a grain; return the code of what is wrong with it, or nothing."""
     try:
         out = inflate(data, grain)

@@ -309,6 +309,17 @@ def test_without_finish_it_is_cut_off(tmp_path: Path) -> None:
         assert disk.pread(MIB, 0) == view
 
 
+def test_a_piece_may_lie_over_seams_of_tables() -> None:
+    out = io.BytesIO()
+    data = Model("3M:A 4M:- 1M:b").pread(8 << 20, 0)
+    writer = StreamWriter(out, len(data), StreamRecipe(grain=4 * KIB, level=kernels.FAST))
+    writer.put(writer.pack(0, memoryview(data)))
+    writer.finish()
+    found = walk(out.getvalue())
+    assert found.tables == [0, 1, 3]
+    assert found.pread(len(data), 0) == data
+
+
 def test_the_order_is_watched() -> None:
     writer = StreamWriter(io.BytesIO(), 100 * MIB)
     view = memoryview(b"A" * 64 * KIB)
