@@ -24,12 +24,11 @@ from vmdkit.errors import UnsupportedError, UsageError
 from vmdkit.filters.slice import SliceDevice
 from vmdkit.maker import Workshop
 from vmdkit.ops.offload import Pipe
+from vmdkit.ops.plan import plan, whole
 from vmdkit.ops.sink import RawSink
-from vmdkit.storage import vhd
 from vmdkit.storage.target import new_file, read_back, refuse_own_files
 from vmdkit.units import KIB, SECTOR
 from vmdkit.vmdk.create import SHAPES, Construction, Recipe
-from vmdkit.vmdk.stream_writer import StreamRecipe, StreamWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +84,7 @@ class Format:
     make: Callable[[Order, Device], AbstractContextManager[Output]]
     options: tuple[str, ...] = ()
     parent: bool = False  # whether it can be a child
-    sink: Callable[[Order, Pipe], Sink[Any]] | None = None  # how it is written in order, as to a pipe, if it can be
+    sink: Callable[[Order, Pipe, Device], Sink[Any]] | None = None  # how it is written in order, if it can be
 
     def check(self, source: Device, order: Order) -> None:
         """Raise UsageError for what an order cannot have."""
@@ -116,6 +115,8 @@ def _raw(order: Order, source: Device) -> Iterator[Output]:
 
 @contextmanager
 def _vhd(order: Order, source: Device) -> Iterator[Output]:
+    from vmdkit.storage import vhd
+
     size = -(-order.size // SECTOR) * SECTOR
     refuse_own_files(source, order.path, order.path)
     with new_file(order.path, size + vhd.FOOTER, overwrite=order.overwrite, sync=order.sync) as file:
@@ -147,25 +148,48 @@ def _vmdk(subformat: str, order: Order, source: Device) -> Iterator[Output]:
         work.publish()
 
 
-def _stream_sink(order: Order, pipe: Pipe) -> Sink[Any]:
+def _stream_sink(order: Order, pipe: Pipe, _: Device) -> Sink[Any]:
+    from vmdkit.vmdk.stream_writer import StreamRecipe, StreamWriter  # on use, like all that one format needs
+
     name = os.path.basename(order.path) if order.path != STDOUT else "stream.vmdk"
     return StreamWriter(pipe, order.size, StreamRecipe(**order.options), name=name)
 
 
+def _targz_sink(order: Order, pipe: Pipe, source: Device) -> Sink[Any]:
+    """Say where the data are before the first of them: that is how a tar knows holes."""
+    from vmdkit.storage.targz import GRANULARITY, TarGzWriter
+
+    segments = whole(plan(source), GRANULARITY)
+    data = ((segment.offset, segment.length) for segment in segments if not segment.zero)
+    return TarGzWriter(pipe, order.size, data)
+
+
 @contextmanager
-def _stream(order: Order, source: Device) -> Iterator[Output]:
+def _in_order(
+    sink: Callable[[Order, Pipe, Device], Sink[Any]],
+    reopen: Callable[[FileDevice, Order], Device],
+    order: Order,
+    source: Device,
+) -> Iterator[Output]:
     """Append to a new file what could as well go through a pipe."""
     refuse_own_files(source, order.path, order.path)
     with new_file(order.path, 0, overwrite=order.overwrite, sync=order.sync) as file:
         fd = file.fileno()
         if fd is None:
             raise UsageError("it is closed", path=order.path)
-        sink = _stream_sink(order, Pipe(fd))
+        made = sink(order, Pipe(fd), source)
         complete = file.flush if order.sync else _nothing
-        yield Output(file, sink.granularity, complete, lambda: _open_single(file), sink)
+        yield Output(file, made.granularity, complete, lambda: reopen(file, order), made)
 
 
-def _open_single(file: FileDevice) -> Device:
+def _unpacked(file: FileDevice, order: Order) -> Device:
+    """Unpack a tar into a file without a name, by another program's way: Python's own tarfile."""
+    from vmdkit.storage.untar import unpack  # on use: few look at what they have written
+
+    return unpack(read_back(file), os.path.dirname(os.path.realpath(order.path)))
+
+
+def _open_single(file: FileDevice, _: Order) -> Device:
     from vmdkit.vmdk.read_back import open_single  # on use: it brings every reader there is
 
     return open_single(read_back(file))
@@ -181,7 +205,7 @@ _OF_TYPE = {"SPARSE": ("grain", "zeroed_grain"), "VMFSSPARSE": ("grain",), "FLAT
 FORMATS: dict[str, Format] = {
     row.name.lower(): row
     for row in (
-        Format("raw", "the bytes as the guest sees them", _raw, sink=lambda _, pipe: RawSink(pipe)),
+        Format("raw", "the bytes as the guest sees them", _raw, sink=lambda _, pipe, __: RawSink(pipe)),
         *(
             Format(
                 shape.name,
@@ -195,10 +219,16 @@ FORMATS: dict[str, Format] = {
         Format(
             "streamOptimized",
             "packed grains, written once: the disk of an OVA",
-            _stream,
+            partial(_in_order, _stream_sink, _open_single),
             options=(*_COMMON, "grain", "level", "cid", "uuid"),
             sink=_stream_sink,
         ),
         Format("vhd", "the bytes and a footer: a fixed VHD, for Azure", _vhd),
+        Format(
+            "tar.gz",
+            "disk.raw, packed without its holes, for Google Cloud",
+            partial(_in_order, _targz_sink, _unpacked),
+            sink=_targz_sink,
+        ),
     )
 }

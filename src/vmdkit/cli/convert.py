@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from vmdkit.cli.convert_stream import STREAM_KEYS, add_stream_options, done_with, level_option, to_stdout
+from vmdkit.cli.copy import add_rate_limit, rate_limit
 from vmdkit.cli.create import add_recipe_options, recipe_options
 from vmdkit.cli.disk import add_disk_options, open_disk, without_blas_threads
 from vmdkit.cli.parser import add_threads
@@ -15,7 +16,7 @@ from vmdkit.cli.progress import shown
 from vmdkit.cli.proof import Proof, add_proof_options
 from vmdkit.cli.render import say
 from vmdkit.errors import UsageError
-from vmdkit.units import format_size, parse_size
+from vmdkit.units import SECTOR, format_size, parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -41,9 +42,14 @@ def register(verbs: Verbs) -> None:
         "-O",
         dest="format",
         metavar="FORMAT",
-        default="raw",
         help="what to write: raw (default), monolithicSparse, monolithicFlat, twoGbMaxExtentSparse, "
-        "twoGbMaxExtentFlat, vmfs, vmfsSparse, streamOptimized",
+        "twoGbMaxExtentFlat, vmfs, vmfsSparse, streamOptimized, vhd, tar.gz",
+    )
+    parser.add_argument(
+        "--target",
+        dest="place",
+        metavar="PLACE",
+        help="what will import it: esxi, workstation, virtualbox, aws, gcp, azure, proxmox; decides format and size",
     )
     add_recipe_options(parser)
     parser.add_argument("-b", "--parent", metavar="DISK", help="make a child that holds what differs from DISK")
@@ -60,6 +66,7 @@ def register(verbs: Verbs) -> None:
         "0: write zeros too",
     )
     add_stream_options(parser)
+    add_rate_limit(parser)
     add_threads(parser, default=0)
     parser.add_argument("--no-sync", action="store_true", help="do not wait until DST is on stable storage")
     add_proof_options(parser)
@@ -72,7 +79,9 @@ def convert_verb(args: Namespace) -> int:
     with without_blas_threads():
         from vmdkit.converter import find_format
     kind, options = _wanted(args)
-    find_format(kind)
+    if args.place is not None:
+        kind, options = _preset(args.place, kind, options)
+    kind = find_format(kind or "raw").name
     options |= level_option(args, kind)
     copying = _copying(args)
     proof = Proof(args, "convert")
@@ -89,24 +98,52 @@ def convert_verb(args: Namespace) -> int:
     return 0
 
 
-def _wanted(args: Namespace) -> tuple[str, dict[str, Any]]:
-    """Return the format and its options; ``-O vmdk -o subformat=NAME`` is qemu-img's way to say ``-O NAME``."""
+def _wanted(args: Namespace) -> tuple[str | None, dict[str, Any]]:
+    """Return the format, None where none is named, and its options.
+
+    ``-O vmdk -o subformat=NAME`` is qemu-img's way to say ``-O NAME``.
+    """
     options = recipe_options(args.options, more=STREAM_KEYS)
     subformat = options.pop("subformat", None)
-    if args.format.lower() == _GENERIC:
+    if args.format is not None and args.format.lower() == _GENERIC:
         return subformat or "monolithicSparse", options
     if subformat is not None:
-        raise UsageError(f"either -O {args.format} or -o subformat={subformat} is due (or -O vmdk with the latter)")
+        named = args.format or "raw"
+        raise UsageError(f"either -O {named} or -o subformat={subformat} is due (or -O vmdk with the latter)")
     return args.format, options
+
+
+def _preset(place: str, kind: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return what the importer at ``place`` takes, as near to what was asked as it can be."""
+    from vmdkit.presets import find_preset
+
+    row = find_preset(place)
+    row.check(options)
+    name = row.format(kind)
+    return name, {**row.options, **options}
+
+
+def _size(args: Namespace, source: Device) -> int:
+    """Return the size that the new disk gets; say so where it is another."""
+    if args.place is None:
+        return source.size
+    from vmdkit.presets import find_preset
+
+    row = find_preset(args.place)
+    size = row.size(source.size)
+    if size - source.size >= SECTOR and not args.quiet:
+        say(f"{args.target}: {size} bytes, {size - source.size} more than the source: {row.what} takes {row.rule}")
+    return size
 
 
 def _copying(args: Namespace) -> CopyOptions:
     from vmdkit.ops.copy import CopyOptions
 
+    rate = rate_limit(args)
     if args.sparse is None:
-        return CopyOptions(threads=args.threads)
+        return CopyOptions(threads=args.threads, rate=rate)
     size = parse_size(args.sparse)
-    return CopyOptions(granularity=size, scan=size > 0, threads=args.threads)
+    return CopyOptions(granularity=size, scan=size > 0, threads=args.threads, rate=rate)
 
 
 def _convert(
@@ -126,7 +163,7 @@ def _convert(
 
     tally = Tally()
     if args.target == "-":
-        return to_stdout(args, source, kind, options, copying, tally)
+        return to_stdout(args, source, kind, options, copying, tally, size=_size(args, source))
     if args.no_create or is_block_device(args.target):
         _only_raw(kind, "-n writes" if args.no_create else "a block device takes")
         return _into(args, source, copying, tally, proof)
@@ -134,7 +171,7 @@ def _convert(
     parent = opened.enter_context(files.open_disk(args.parent)) if args.parent is not None else None
     order = Order(
         args.target,
-        source.size,
+        _size(args, source),
         options,
         parent=parent,
         overwrite=args.force,

@@ -57,25 +57,40 @@ def done_with(args: Namespace, kind: str) -> str:
 
 
 def to_stdout(
-    args: Namespace, source: Device, kind: str, options: dict[str, Any], copying: CopyOptions, tally: Tally
+    args: Namespace,
+    source: Device,
+    kind: str,
+    options: dict[str, Any],
+    copying: CopyOptions,
+    tally: Tally,
+    *,
+    size: int,
 ) -> Tally:
-    """Write to standard output, in order. Raises UsageError for a terminal, and for formats that need a file."""
+    """Write a disk of ``size`` bytes to standard output, in order.
+
+    Raises UsageError for a terminal, and for formats that need a file.
+    """
     from vmdkit.converter import FORMATS, STDOUT, Order, find_format
     from vmdkit.ops.copy import stream
     from vmdkit.ops.offload import Pipe
+    from vmdkit.ops.sink import RawSink
 
     row = find_format(kind)
     if row.sink is None:
-        known = " and ".join(other.name for other in FORMATS.values() if other.sink is not None)
-        raise UsageError(f"standard output takes {known}, not {row.name}")
+        known = ", ".join(other.name for other in FORMATS.values() if other.sink is not None)
+        raise UsageError(f"standard output takes only {known}, not {row.name}")
     if args.parent is not None:
         raise UsageError("a child needs a file of its own")
-    order = Order(STDOUT, source.size, options)
+    order = Order(STDOUT, size, options)
     row.check(source, order)
     check_stdout(source)
-    sink = row.sink(order, Pipe(sys.stdout.fileno()))
+    pipe = Pipe(sys.stdout.fileno())
+    sink = row.sink(order, pipe, source)
     with shown(args, source.size, tally) as progress:
-        return stream(source, sink, copying, progress, tally)
+        stream(source, sink, copying, progress, tally)
+    if isinstance(sink, RawSink):
+        pipe.zeros(size - source.size)
+    return tally
 
 
 def check_stdout(source: Device) -> None:

@@ -51,6 +51,13 @@ def add_proof_options(parser: Parser) -> None:
 @contextmanager
 def written_disk(args: Namespace, location: str, kind: str) -> Iterator[Device]:
     """Open a disk of a format that ``convert`` writes, by its name."""
+    if kind.lower() == "tar.gz":
+        from vmdkit.storage.file import open_file
+        from vmdkit.storage.untar import unpack
+
+        with unpack(open_file(location), os.path.dirname(os.path.realpath(location))) as device:
+            yield device
+        return
     if kind.lower() != "vhd":
         with open_disk(args, location, raw=kind.lower() == "raw") as device:
             yield device

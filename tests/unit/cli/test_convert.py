@@ -96,7 +96,7 @@ def test_the_source_is_never_the_target(words: list[str], vmdkit: Any, raw: Path
             ["-O", "qcow9"],
             (
                 "cannot write 'qcow9', only raw, monolithicSparse, twoGbMaxExtentSparse, monolithicFlat, "
-                "twoGbMaxExtentFlat, vmfs, vmfsSparse, streamOptimized, vhd"
+                "twoGbMaxExtentFlat, vmfs, vmfsSparse, streamOptimized, vhd, tar.gz"
             ),
         ),
         (["-S", "5"], "a granularity of 5 does not divide 1048576, or is no multiple of 8"),

@@ -126,7 +126,10 @@ def test_fast_and_level_exclude_each_other(vmdkit: Any, raw: Path) -> None:
 
 def test_formats_that_need_a_file(vmdkit: Any, raw: Path) -> None:
     done = vmdkit("convert", "--raw", raw, "-", "-O", "vmfs")
-    assert (done.returncode, done.stderr) == (1, "vmdkit: standard output takes raw and streamOptimized, not vmfs\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "vmdkit: standard output takes only raw, streamOptimized, tar.gz, not vmfs\n",
+    )
 
 
 def test_a_terminal_is_spared(raw: Path) -> None:
