@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     )
     from vmdkit.nbd.client_pool import ClientOptions
     from vmdkit.nbd.export import Export
+    from vmdkit.nbd.handle import NBD
+    from vmdkit.nbd.handle_names import Error
     from vmdkit.nbd.listening import tcp, unix, vsock
     from vmdkit.nbd.server import Options, Server
     from vmdkit.nbd.tls import Tls, with_certificates, with_psk
 
 __all__ = [
-    "ActivatedAddress", "ClientOptions", "CommandAddress", "Export", "NbdDevice", "Options", "Server",
+    "NBD", "ActivatedAddress", "ClientOptions", "CommandAddress", "Error", "Export", "NbdDevice", "Options", "Server",
     "SocketAddress", "TcpAddress", "Tls", "UnixAddress", "VsockAddress", "connect", "tcp", "unix", "vsock",
     "with_certificates", "with_psk",
 ]  # fmt: skip
@@ -49,6 +51,8 @@ _PLACES = {
     ),
     "client_pool": ("ClientOptions",),
     "export": ("Export",),
+    "handle": ("NBD",),
+    "handle_names": ("Error", "package_name"),  # and all its numbers
     "listening": ("tcp", "unix", "vsock"),
     "server": ("Options", "Server"),
     "tls": ("Tls", "with_certificates", "with_psk"),
@@ -59,4 +63,6 @@ def __getattr__(name: str) -> Any:
     for module, names in _PLACES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
+    if name.isupper() and hasattr(numbers := import_module(f"{__name__}.handle_names"), name):
+        return getattr(numbers, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -169,14 +169,19 @@ class ActivatedAddress(Address):
         """Start it, once, and connect."""
         if self.process is None:
             self._start()
-        return connected(socket.AF_UNIX, os.path.join(self._directory, "nbd.sock"), timeout)
+        return connected(socket.AF_UNIX, self.path, timeout)
+
+    @property
+    def path(self) -> str:
+        """The socket that was given to it."""
+        return os.path.join(self._directory, "nbd.sock")
 
     def _start(self) -> None:
         if shutil.which(self._command[0]) is None:
             raise FileNotFoundError(2, os.strerror(2), self._command[0])
         self._directory = tempfile.mkdtemp(prefix="vmdkit-")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(os.path.join(self._directory, "nbd.sock"))
+            listener.bind(self.path)
             listener.listen()
             self.process = subprocess.Popen(
                 ["/bin/sh", "-c", _ACTIVATE, "sh", *self._command], stdin=listener.fileno()

@@ -46,6 +46,7 @@ LARGE: Final = 32 * KIB  # bytes; of a read from this size on nothing but header
 
 _KNOWN_ERRORS: Final = frozenset(int(error) for error in Error)
 _ERROR_BIT: Final = 0x8000
+_DF, _REQ_ONE = int(CommandFlag.DF), int(CommandFlag.REQ_ONE)  # plain: testing a flag of an enum takes a microsecond
 _NAMES: Final = {int(command): command.name.replace("_", " ").lower() for command in Command}
 
 Extents = tuple["array[int]", "array[int]"]  # lengths and flags, side by side
@@ -345,7 +346,7 @@ class Core:
                 f"extents up to {request.offset + total:#x} in reply to {request}; the export has "
                 f"{self.agreement.size:#x} bytes"
             )
-        if request.flags & CommandFlag.REQ_ONE and (len(lengths) != 1 or total > request.count):
+        if request.flags & _REQ_ONE and (len(lengths) != 1 or total > request.count):
             raise self._broken(f"{len(lengths)} extents of {total} bytes in reply to {request}, which asked for one")
         return lengths, flags
 
@@ -380,7 +381,7 @@ class Core:
         start, end = offset - request.offset, offset - request.offset + length
         if start < 0 or end > request.count or not length:
             raise self._broken(f"{length} bytes at {offset:#x} in reply to {request}")
-        if request.flags & CommandFlag.DF and request.data:
+        if request.flags & _DF and request.data:
             raise self._broken(f"a second piece in reply to {request}, which asked for one")
         for error in request.errors:
             if offset <= error < offset + length:

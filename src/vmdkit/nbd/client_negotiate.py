@@ -147,9 +147,8 @@ def agreement(
     )  # fmt: skip
 
 
-def info_data(export: str) -> bytes:
-    """Return the data of INFO and GO: the export, and that all there is to know is wanted."""
-    wanted = (Info.NAME, Info.DESCRIPTION, Info.BLOCK_SIZE)
+def info_data(export: str, wanted: Sequence[int] = (Info.NAME, Info.DESCRIPTION, Info.BLOCK_SIZE)) -> bytes:
+    """Return the data of INFO and GO: the export, and what is wanted to be known."""
     return _named(export) + len(wanted).to_bytes(2, "big") + b"".join(kind.to_bytes(2, "big") for kind in wanted)
 
 

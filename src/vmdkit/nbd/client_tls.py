@@ -80,7 +80,7 @@ def _load(context: ssl.SSLContext, directory: str, verify: bool) -> None:
 def with_psk(path: str, user: str | None = None) -> ClientTls:
     """Use the key of ``user`` in a file as psktool writes it; by default of the only one, or of who runs this."""
     keys = read_psk(path)
-    name = user or (next(iter(keys)) if len(keys) == 1 else _login())
+    name = user or (next(iter(keys)) if len(keys) == 1 else login_name())
     if name not in keys:
         raise UsageError(f"holds no key for {name!r}; it has keys for {', '.join(sorted(keys)[:5])}", path=path)
     context = _context()
@@ -91,7 +91,8 @@ def with_psk(path: str, user: str | None = None) -> ClientTls:
     return ClientTls(context, psk=True, keep=_set_psk(context, name, keys[name]))
 
 
-def _login() -> str:
+def login_name() -> str:
+    """Return the name of who runs this."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
