@@ -18,12 +18,14 @@ from vmdkit.units import format_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from vmdkit.cli.parser import Verbs
     from vmdkit.ova.report import Report
 
 _FOR = "comma-separated importers: esxi6, esxi7, esxi8, esxi9, workstation, vbox7, proxmox, aws; all is the default"
+_LONGEST = 500  # characters of a line that info prints
+_MOST_DISKS = 100
 
 
 class _Verb(Parser):
@@ -107,7 +109,7 @@ def info_verb(args: Namespace) -> int:
         _print_machine(machine)
     _print_disks(found)
     if found["networks"]:
-        out(f"networks:   {', '.join(one['name'] for one in found['networks'])}")
+        out(f"networks:   {_short(one['name'] for one in found['networks'])}")
     _print_proof(found)
     return 0
 
@@ -126,29 +128,37 @@ def _print_machine(machine: dict[str, Any]) -> None:
     drives = [f"{one['disk']} on {models.get(one['controller'], '?')}:{one['at']}" for one in machine.get("drives", ())]
     adapters = [f"{one['model']} to {one['network']}" for one in machine.get("adapters", ())]
     for label, text in (
-        ("machine", machine["name"]),
-        ("product", " ".join(filter(None, words))),
+        ("machine", machine["name"][:_LONGEST]),
+        ("product", _short(filter(None, words), " ")),
         ("os", machine["os"]),
-        ("hardware", ", ".join(filter(None, size))),
-        ("drives", ", ".join(drives)),
-        ("adapters", ", ".join(adapters)),
-        ("others", ", ".join(machine.get("others", ()))),
-        ("properties", ", ".join(one["key"] for one in machine["properties"])),
+        ("hardware", _short(filter(None, size))),
+        ("drives", _short(drives)),
+        ("adapters", _short(adapters)),
+        ("others", _short(machine.get("others", ()))),
+        ("properties", _short(one["key"] for one in machine["properties"])),
         ("licences", str(machine["eulas"]) if machine["eulas"] else ""),
-        ("annotation", machine["annotation"]),
+        ("annotation", _short([machine["annotation"] or ""])),
     ):
         if text:
             out(f"{label + ':':<11} {text}")
+
+
+def _short(words: Iterable[str], between: str = ", ") -> str:
+    """Join words; what would be longer than a few lines is cut, --json has it all."""
+    text = between.join(words)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _print_disks(found: dict[str, Any]) -> None:
     if not found["disks"]:
         return
     rows: list[list[object]] = [["DISK", "FILE", "CAPACITY", "POPULATED", "SIZE", "WHAT"]]
-    for one in found["disks"]:
+    for one in found["disks"][:_MOST_DISKS]:
         sizes = [format_size(one[key]) if one[key] is not None else "?" for key in ("capacity", "populated", "size")]
-        rows.append([one["id"], one["file"] or "", *sizes, one["what"]])
+        rows.append([one["id"][:_LONGEST], one["file"] or "", *sizes, one["what"]])
     table(rows, right=[2, 3, 4], head=False)
+    if len(found["disks"]) > _MOST_DISKS:
+        out(f"and {len(found['disks']) - _MOST_DISKS} disks more")
 
 
 def _print_proof(found: dict[str, Any]) -> None:
@@ -247,6 +257,8 @@ def print_report(report: Report, *, notes: bool) -> None:
         where = f"{finding.where}: " if finding.member else ""
         out(f"{finding.level.value:<7}  {finding.rule}: {where}{finding.text}{who}")
         out(f"{'':<9}{rule.why}; -> {rule.hint}")
+    for rule_id, count in report.more.items():
+        out(f"{'':<9}and {count} more of {rule_id}")
     counts = [
         f"{count} {level.value}{'s' if count != 1 else ''}"
         for level in (Level.ERROR, Level.WARNING)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from vmdkit.device import Device
 
-MOST_MEMBERS: Final = 4096  # an appliance has a handful
+MOST_MEMBERS: Final = 1024  # an appliance has a handful
 _MOST_EXTENSIONS = 8  # extension headers before one member: a long name, a long link, pax
 _LONGEST_EXTENSION = 64 * KIB  # bytes; a name has at most 4096
 _LONGEST_NAME = 4096
 _GZIP, _BZIP2, _XZ, _ZSTD = b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"
+_SPARSE = b"GNU.sparse."
 _PACKED: Final = {_GZIP: "gzip", _BZIP2: "bzip2", _XZ: "xz", _ZSTD: "zstd", b"PK\x03\x04": "zip"}
 
 
@@ -76,6 +77,7 @@ class Archive:
     members: list[Member] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     end: int = 0
+    _index: dict[str, list[Member]] | None = None  # the regular files by name, once the walk is over
 
     @property
     def name(self) -> str:
@@ -91,7 +93,11 @@ class Archive:
 
         Raises UsageError where there is none, FormatError where two have it: which is meant, readers disagree about.
         """
-        found = [member for member in self.files() if member.name == name]
+        if self._index is None:
+            self._index = {}
+            for member in self.files():
+                self._index.setdefault(member.name, []).append(member)
+        found = self._index.get(name, [])
         if len(found) > 1:
             raise FormatError(
                 f"{len(found)} members are called {name!r}; readers disagree which of them counts",
@@ -268,12 +274,17 @@ class _Walk:
             raise self._stop("tar-bomb", text, at)
         if size > self._device.size - at - BLOCK:
             raise self._stop("tar-truncated", "the archive ends inside an extension header", self._device.size)
-        data = bytes(self._device.pread(size, at + BLOCK))
-        self._at += BLOCK + size + tar.padding(size)
+        whole = min(size + tar.padding(size), self._device.size - at - BLOCK)
+        blocks = bytes(self._device.pread(whole, at + BLOCK))
+        data = blocks[:size]
+        self._at += BLOCK + whole
         if head.type in (tar.GNU_NAME, tar.GNU_LINK):
             said.dialect = said.dialect or "gnu"
+            name = data.partition(b"\0")[0]
+            if name != blocks.partition(b"\0")[0]:  # some readers go by the length, others by the NUL
+                raise self._stop("tar-ambiguous", "a long name that goes on behind its end", at + BLOCK)
             if head.type == tar.GNU_NAME:
-                said.name = data.partition(b"\0")[0]
+                said.name = name
             return
         said.dialect = "pax"
         try:
@@ -282,7 +293,7 @@ class _Walk:
             raise self._stop("tar-header", f"a pax header says {error}", at + BLOCK) from None
         if head.type == tar.PAX:
             said.take(records)
-        elif any(key in _Said.MEANT for key, _ in records):
+        elif any(key in _Said.MEANT or key.startswith(_SPARSE) for key, _ in records):
             raise self._stop("tar-ambiguous", "a pax header gives all members one name or size", at + BLOCK)
 
     def _take(self, first: int, head: TarHeader, said: _Said) -> None:
@@ -294,6 +305,10 @@ class _Walk:
         if kind in (Kind.LINK, Kind.DIRECTORY, Kind.DEVICE) and size:
             # Some readers skip these bytes, others read headers in them.
             raise self._stop("tar-ambiguous", f"a {kind.value} with {size} bytes of its own", at)
+        if (
+            head.prefix.partition(b"\0")[0] and head.magic != tar.USTAR_MAGIC
+        ):  # GNU tar sees none, Python's tarfile does
+            raise self._stop("tar-ambiguous", "a prefix of the name in a header that has no place for it", at)
         stored = _text(said.name if said.name is not None else _name(head))
         dialect = said.dialect or _dialect(head)
         name = stored.removeprefix("./")
@@ -336,7 +351,7 @@ class _Said:
                 self.name = value
             elif key == b"size":
                 self.size = int(value)
-            elif key.startswith(b"GNU.sparse."):
+            elif key.startswith(_SPARSE):
                 self.sparse = True
 
 
@@ -377,7 +392,7 @@ def _dialect(head: TarHeader) -> str:
 def _name(head: TarHeader) -> bytes:
     name = head.name.partition(b"\0")[0]
     prefix = head.prefix.partition(b"\0")[0]
-    return prefix + b"/" + name if prefix and head.magic == tar.USTAR_MAGIC else name
+    return prefix + b"/" + name if prefix else name
 
 
 def _text(raw: bytes) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from vmdkit.errors import FormatError
@@ -65,7 +66,7 @@ _NAMED_UNITS = {
     "gb": 30,
 }
 _MOST_DIGITS = 19
-_MOST_SHOWN = 1000  # items of a kind that are looked at
+_MOST: Final = 1000  # files, disks, networks, machines, and items or properties of one: more than any appliance has
 
 
 def units(text: str | None) -> int | None:
@@ -246,7 +247,12 @@ def parse(data: bytes | bytearray, path: str) -> Envelope:
             envelope.disks += [_disk(element) for element in section.elements("Disk")]
         elif _is(section, "NetworkSection"):
             envelope.networks += [_network(element) for element in section.elements("Network")]
-    envelope.systems += [_system(element) for element in _systems(root)]
+    envelope.systems += [_system(element) for element in islice(_systems(root), _MOST + 1)]
+    counts = [len(envelope.files), len(envelope.disks), len(envelope.networks), len(envelope.systems)]
+    counts += [len(system.properties) for system in envelope.systems]
+    counts += [len(hardware.items) for system in envelope.systems for hardware in system.hardware]
+    if max(counts) > _MOST:
+        raise FormatError(f"it has more than {_MOST} files, disks, networks, machines, items or properties", path=path)
     return envelope
 
 
@@ -347,9 +353,7 @@ def _hardware(section: Element) -> Hardware:
         elif child.local in ("Item", "StorageItem", "EthernetPortItem"):
             items.append(_item(child))
     transport = section.get("transport", section.namespace) or ""
-    return Hardware(
-        section, families, items[:_MOST_SHOWN], _config(section, "Config"), _config(section, "ExtraConfig"), transport
-    )
+    return Hardware(section, families, items, _config(section, "Config"), _config(section, "ExtraConfig"), transport)
 
 
 def _config(element: Element, local: str) -> dict[str, str]:

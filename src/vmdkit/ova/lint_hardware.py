@@ -228,6 +228,6 @@ def _check_properties(subject: Subject, system: System) -> None:
         line = one.element.line
         if not one.key or not one.type:
             _add(subject, "property", f"property {one.key!r} has no key, or no type", line)
-        elif counts[one.key] > 1 and len({id(other) for other in system.properties if other.key == one.key}) > 1:
+        elif counts[one.key] > 1:
             _add(subject, "property", f"{counts[one.key]} properties have the key {one.key!r}", line)
             counts[one.key] = 1

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmdkit.ova.targets import Target
 
+_MOST_ALIKE = 100  # findings of one rule that are kept
 CLEAN, COULD_NOT, ERRORS, WARNINGS = 0, 1, 2, 3  # exit codes of ova lint
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _HOME = "https://vmdkit.readthedocs.io/"  # informationUri has to be absolute
@@ -72,6 +74,7 @@ class Report:
     path: str
     targets: Sequence[Target]
     findings: list[Finding] = field(default_factory=list)
+    more: Counter[str] = field(default_factory=Counter)  # rule -> how many findings were too many to keep
 
     def add(
         self,
@@ -87,7 +90,9 @@ class Report:
         row = RULES[rule]
         minding = self.targets if only is None else only
         levels = {target.name: row.level(target) for target in minding if row.level(target) is not Level.NONE}
-        if levels:
+        if levels and sum(finding.rule == rule for finding in self.findings) >= _MOST_ALIKE:
+            self.more[rule] += 1
+        elif levels:
             self.findings.append(Finding(rule, text, levels, member, line, offset))
 
     def count(self, level: Level) -> int:
@@ -117,6 +122,7 @@ class Report:
             "exit": self.exit_code,
             "counts": {level.value: self.count(level) for level in Level if level is not Level.NONE},
             "findings": [finding.facts() for finding in self.sorted()],
+            "more": dict(self.more),
         }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LARGEST: Final = 8 * MIB  # bytes of text; an appliance with ten licence texts has 1 MiB
 _DEEPEST = 64  # elements in one another; OVF needs ten
-_MOST_ELEMENTS = 100_000
+_MOST_ELEMENTS = 50_000
 _MOST_ATTRIBUTES = 256  # of one element
 _XML = "http://www.w3.org/XML/1998/namespace"
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}

@@ -95,7 +95,7 @@ def test_characters_that_xml_cannot_hold(text: str) -> None:
         (b"<!DOCTYPE a [<!ENTITY e 'x'>]><a>&e;</a>", "a document type declaration"),
         (b"<!DOCTYPE a SYSTEM 'file:///etc/passwd'><a/>", "a document type declaration"),
         (b"<a>" * 65 + b"</a>" * 65, "more than 64 elements in one another"),
-        (b"<a>" + b"<b/>" * 100_000 + b"</a>", "100000 in all"),
+        (b"<a>" + b"<b/>" * 50_000 + b"</a>", "50000 in all"),
         (b"<a " + b" ".join(b"b%d=''" % at for at in range(257)) + b"/>", "256 attributes"),
         (b"<?xml version='1.0' encoding='klingon'?><a/>", "no XML that can be read|unknown encoding"),
         (b"<?xml version='1.0' encoding='utf-16'?><a/>", "no well-formed XML"),
