@@ -21,14 +21,14 @@ from vmdkit.nbd.fastpath import NOWAIT_REFUSED, SMALL
 from vmdkit.nbd.protocol import COUNT, MAX_EXTENTS, OFFSET, Command, CommandFlag, Error, Mode
 from vmdkit.nbd.regions import ASK, DATA, MOST_STATUS, UNKNOWN, ZERO, take_status
 from vmdkit.nbd.transmission import describe, failure, hole, read_head, refuse_range, status, success
-from vmdkit.units import KIB, MIB
+from vmdkit.units import GIB, KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmdkit.nbd.buffers import Buffers
     from vmdkit.nbd.pool import Pool
-    from vmdkit.nbd.regions import Regions
+    from vmdkit.nbd.regions import Regions, Span
     from vmdkit.nbd.sender import Outbox, Sender
     from vmdkit.nbd.session import Session
     from vmdkit.nbd.transmission import Request
@@ -40,6 +40,7 @@ _HEAD: Final = 40  # bytes of the longest header of a chunk of data
 _INLINE_CHANGE: Final = 256 * KIB  # bytes zeroed or trimmed in the loop
 _SLOW: Final = 0.0005  # seconds; a device whose reads take longer on average is asked from the pool
 _NEAR: Final = 32 * MIB  # bytes in which the end of a run is looked for before the pool is asked
+_AHEAD: Final = 256 * GIB  # bytes behind a long question in which the end of its last run is looked for
 _HELPERS: Final = 1  # reads of compressed bytes given to the pool while the loop does the next: 1.8x at depth 32
 MOST_IN_FLIGHT: Final = 32 * MIB  # bytes of one client in pool jobs
 MOST_JOBS: Final = 64  # pool jobs of one client
@@ -370,18 +371,30 @@ class Commands:
             else:
                 self._outbox.put(reply)
             return
+        at, length = request.offset, request.length
+        if all(self._regions.span(name, at, length) for name in contexts.values()):
+            self._outbox.put(self._status_reply(request, contexts, most, lambda *of: self._regions.span(*of[:3])))
+        elif most == 1 and (reply := self._first_runs(request, contexts)):
+            self._outbox.put(reply)
+        else:
+            self._status_in_pool(request, contexts, most)
+
+    def _status_in_pool(self, request: Request, contexts: dict[int, str], most: int) -> None:
+        """Answer a long question in the pool, and remember the long run at the end of the answer."""
+        spans: dict[str, Span] = {}
+
+        def ask(name: str, at: int, count: int, most: int) -> list[tuple[int, int]]:
+            runs, spans[name] = take_status(self._device, name, at, count, most, _AHEAD)
+            return runs
 
         def finish(reply: bytes, error: BaseException | None) -> None:
             if error is not None:
                 self.fail(request, error)
             else:
+                self._regions.met(spans)
                 self._outbox.put(reply)
             self._outbox.flush()
 
-        if most == 1 and (reply := self._first_runs(request, contexts)):
-            self._outbox.put(reply)
-            return
-        ask = partial(take_status, self._device)
         self._submit(partial(self._status_reply, request, contexts, most, ask), finish, MIB)
 
     def _first_runs(self, request: Request, contexts: dict[int, str]) -> bytes:

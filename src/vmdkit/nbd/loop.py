@@ -56,7 +56,8 @@ class Spin:
 
     After a single request the next mostly comes at once, and waking up takes longer than serving (nbd spec, section
     2). But on a busy machine the client cannot run while we look: so where looking fails too often it is left out for
-    the next _REST requests. That costs an idle client nothing, a busy machine one spell in fifty requests.
+    the next _REST requests. That costs an idle client nothing, a busy machine one spell in fifty requests. With
+    several clients in one process their requests come in each other's time, and looking only keeps them from running.
     """
 
     __slots__ = ("_luck", "_poll", "tries")
@@ -182,15 +183,15 @@ class Loop:
         """Serve until ``stop``, then close every connection."""
         ticked = time.monotonic()
         poll, find, spin, pool = self._epoll.poll, self._sources.get, self._spin, self.pool
-        single: object = False
+        clients, single = self._connections, False
         while self._running:
-            events = spin.poll() if single and not pool.running else []
+            events = spin.poll() if single and len(clients) == 1 and not pool.running else []
             if not events:
                 events = poll(_TICK if self._handshakes else None)
             for fd, mask in events:
                 handler = find(fd)
                 if handler is not None:  # closed by an earlier event of this batch
-                    single = handler(mask)
+                    single = bool(handler(mask))
             if self._handshakes and time.monotonic() - ticked >= _TICK:
                 ticked = time.monotonic()
                 self._expire(ticked)

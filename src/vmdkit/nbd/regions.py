@@ -48,6 +48,7 @@ UNKNOWN: Final = 3
 
 Run = tuple[int, int, int, int]  # end, what, descriptor, delta
 Region = tuple[list[int], list[Run]]
+Span = tuple[int, int, int]  # start, end, flags
 StatusRegion = tuple[list[int], list[tuple[int, int]]]  # starts, (end, flags)
 
 
@@ -60,6 +61,7 @@ class Regions:
         self.probe = memoryview(bytearray(1))  # where a look at one byte goes
         self._fds: dict[int, tuple[Device, int]] = {}  # id -> (storage kept alive, duplicate)
         self._status: dict[str, dict[int, StatusRegion]] = {}  # by context
+        self._spans: dict[str, Span] = {}  # by context, one long run
         self.known: dict[int, Region] = {}  # the fast path looks here first
         self.nowait = getattr(os, "RWF_NOWAIT", 0)  # flag for preadv: fail rather than wait for the disk
 
@@ -124,7 +126,7 @@ class Regions:
         Small questions to a device that cannot change are answered from memory; others go to the device.
         """
         if not self.constant or count > MOST_STATUS:
-            return take_status(self._device, context, offset, count, most)
+            return take_status(self._device, context, offset, count, most)[0]
         known = self.status_of(context)
         found: list[tuple[int, int]] = []
         end = offset + count
@@ -146,6 +148,19 @@ class Regions:
     def status_of(self, context: str) -> dict[int, StatusRegion]:
         """Return what is remembered of a context, by region; it stays the same object."""
         return self._status.setdefault(context, {})
+
+    def span(self, context: str, offset: int, count: int) -> list[tuple[int, int]]:
+        """Return the only run of a range, of any length, that lies in the long run met last; nothing if it does not.
+
+        A client asks for the map of a large disk by a few GiB at a time; a disk that is nearly empty has one answer.
+        """
+        start, end, flags = self._spans.get(context, (0, 0, 0))
+        return [(count, flags)] if start <= offset and offset + count <= end else []
+
+    def met(self, spans: dict[str, Span]) -> None:
+        """Remember long runs, by context, for ``span``."""
+        if self.constant:
+            self._spans.update(spans)
 
     def load_status(self, context: str, index: int) -> StatusRegion:
         """Return region ``index``, which must begin inside the device, as ``context`` sees it; it is remembered."""
@@ -187,11 +202,18 @@ class Regions:
         self._fds.clear()
 
 
-def take_status(device: Device, context: str, offset: int, count: int, most: int) -> list[tuple[int, int]]:
-    """Return up to ``most`` (length, flags) runs straight from the device; safe in any thread."""
+def take_status(
+    device: Device, context: str, offset: int, count: int, most: int, ahead: int = 0
+) -> tuple[list[tuple[int, int]], Span]:
+    """Return up to ``most`` (length, flags) runs straight from the device, and the last of them in full length.
+
+    Up to ``ahead`` bytes behind the range are looked at for that. Safe in any thread.
+    """
     found: list[tuple[int, int]] = []
-    for extent in device.extents(count, offset, context=context):
-        found.append((extent.length, extent.flags))
-        if len(found) == most:
+    end, span = offset + count, (0, 0, 0)
+    for start, length, flags in device.extents(min(count + ahead, device.size - offset), offset, context=context):
+        found.append((min(length, end - start), flags))
+        span = start, start + length, flags
+        if len(found) == most or span[1] >= end:
             break
-    return found
+    return found, span

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nbdwire import STATUS, connect, serving
 from vmdkit.device import Can, Device, Kind, Location
 from vmdkit.nbd import regions as module
-from vmdkit.nbd.regions import ASK, DATA, REGION, UNKNOWN, ZERO, Regions
+from vmdkit.nbd.regions import ASK, DATA, REGION, UNKNOWN, ZERO, Regions, take_status
 from vmdkit.storage.file import FileDevice, open_file
-from vmdkit.units import KIB
+from vmdkit.units import GIB, KIB
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,6 +142,58 @@ def test_status_is_that_of_the_device(tmp_path: Path) -> None:
             assert regions.status("base:allocation", offset, count, 1000) == expected
             assert regions.status("base:allocation", offset, count, 2) == expected[:2]
         regions.close()
+
+
+class Counted(Device):
+    """A device of two long runs, data and a hole, that notes what it was asked."""
+
+    def __init__(self, size: int, middle: int, can: Can = Can.NONE) -> None:
+        super().__init__(size, can=can)
+        self.middle, self.asked = middle, list[tuple[int, int]]()
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        raise AssertionError
+
+    def _extents(self, count: int, offset: int, context: str) -> Iterator[tuple[int, int, int]]:
+        self.asked.append((offset, count))
+        end = offset + count
+        if offset < self.middle:
+            yield offset, min(self.middle, end) - offset, 0
+        if end > self.middle:
+            start = max(offset, self.middle)
+            yield start, end - start, 3
+
+
+def test_the_last_run_of_a_long_answer_is_followed_to_its_end() -> None:
+    device = Counted(100 * GIB, 3 * GIB)
+    assert take_status(device, "base:allocation", GIB, GIB, 9) == ([(GIB, 0)], (GIB, 2 * GIB, 0))
+    assert take_status(device, "base:allocation", GIB, GIB, 9, 10 * GIB) == ([(GIB, 0)], (GIB, 3 * GIB, 0))
+    many, span = take_status(device, "base:allocation", GIB, 4 * GIB, 9, 10 * GIB)
+    assert (many, span) == ([(2 * GIB, 0), (2 * GIB, 3)], (3 * GIB, 15 * GIB, 3))
+    assert take_status(device, "base:allocation", GIB, 4 * GIB, 1, GIB) == ([(2 * GIB, 0)], (GIB, 3 * GIB, 0))
+    assert take_status(device, "base:allocation", 99 * GIB, GIB, 9, GIB)[1] == (99 * GIB, 100 * GIB, 3)
+    regions = Regions(device)
+    regions.met({"base:allocation": span})
+    assert regions.span("base:allocation", 3 * GIB, 12 * GIB) == [(12 * GIB, 3)]
+    assert not regions.span("base:allocation", 3 * GIB - 1, 2)
+    assert not regions.span("base:allocation", 15 * GIB - 1, 2)
+    assert not regions.span("qemu:allocation-depth", 4 * GIB, 1)
+    changing = Regions(Counted(100 * GIB, 3 * GIB, Can.WRITE))
+    changing.met({"base:allocation": span})
+    assert not changing.span("base:allocation", 3 * GIB, GIB)
+
+
+def test_a_nearly_empty_disk_is_asked_seldom() -> None:
+    device = Counted(1024 * GIB, 5 * GIB)
+    with serving(device) as server, connect(server) as client:
+        client.enter(1, ["base:allocation"])
+        answers = []
+        for offset in range(0, device.size, 2 * GIB):
+            (runs,) = client.request(STATUS, offset, 2 * GIB).extents().values()
+            answers += runs
+    assert sum(length for length, flags in answers if not flags) == 5 * GIB
+    assert sum(length for length, _ in answers) == device.size
+    assert len(device.asked) <= 3 + 1024 // 256 + 1
 
 
 def test_a_closed_device_is_not_read_through_a_reused_number(tmp_path: Path) -> None:
