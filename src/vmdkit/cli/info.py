@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmdkit.cli.disk import add_disk_options, open_disk
 from vmdkit.cli.render import out, out_json, table
+from vmdkit.errors import UsageError
+from vmdkit.opener import scheme_of
 from vmdkit.units import SECTOR, format_size
 
 if TYPE_CHECKING:
@@ -30,12 +32,15 @@ def register(verbs: Verbs) -> None:
     )
     parser.add_argument("disk", metavar="DISK")
     parser.add_argument("--chain", action="store_true", help="every link: the disk, its parent, and so on")
+    parser.add_argument("--list", action="store_true", help="all exports of the server at an NBD address")
     add_disk_options(parser)
     parser.set_defaults(func=info_verb)
 
 
 def info_verb(args: Namespace) -> int:
     """Unpack the arguments and print the facts."""
+    if args.list:
+        return _list(args.disk, args.peer_certificates, args.peer_psk, args.json)
     with open_disk(args, args.disk) as device:
         found = [facts_of(link) for link in links(device)]
     if not args.chain:
@@ -50,6 +55,27 @@ def info_verb(args: Namespace) -> int:
             out(f"parent {number}:")
         print_facts(facts)
     return 0
+
+
+def _list(location: str, certificates: str | None, psk: str | None, as_json: bool) -> int:
+    if not is_nbd(location):
+        raise UsageError("--list is for the address of an NBD server", path=location)
+    from vmdkit.nbd.client import list_exports
+
+    found = list_exports(location, certificates, psk)
+    if as_json:
+        out_json(found)
+        return 0
+    for number, facts in enumerate(found):
+        if number:
+            out()
+        print_facts(facts)
+    return 0
+
+
+def is_nbd(location: str) -> bool:
+    """Tell whether a location is the address of an NBD export."""
+    return (scheme_of(location) or "").startswith("nbd")
 
 
 def links(device: Device) -> Iterator[Device]:

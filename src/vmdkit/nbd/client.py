@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vmdkit import ranges
 from vmdkit.device import ALLOCATION, HOLE_ZERO, BlockSize, Can, Device
-from vmdkit.errors import RemoteProtocolError, ReplyError, UnsupportedError, UsageError
+from vmdkit.errors import RemoteProtocolError, ReplyError, UnsupportedError, UsageError, VmdkitError
 from vmdkit.nbd.client_address import Address, address_of
 from vmdkit.nbd.client_core import Request
 from vmdkit.nbd.client_negotiate import Wishes
-from vmdkit.nbd.client_pool import MOST_CONNECTIONS, ClientOptions, Job, Pool
-from vmdkit.nbd.protocol import Command, CommandFlag, Error, ExportFlag, Mode
+from vmdkit.nbd.client_pool import MOST_CONNECTIONS, ClientOptions, Job, Pool, open_dialogue
+from vmdkit.nbd.protocol import Command, CommandFlag, Error, ExportFlag, Mode, Opt
 from vmdkit.nbd.uri import NbdUri, number, parse_uri
 from vmdkit.units import KIB, MIB
 
@@ -286,6 +286,35 @@ def open_uri(location: str, wishes: OpenOptions) -> NbdDevice:
     uri = parse_uri(location)
     options = options_of(uri, ClientOptions(), wishes.tls_certificates, wishes.tls_psk)
     return connect(address_of(uri), writable=wishes.writable, options=options, export=uri.export)
+
+
+def list_exports(location: str, certificates: str | None = None, psk: str | None = None) -> list[dict[str, Any]]:
+    """Return what the server at a URI exports: name, description, and ``facts`` of each, or the error in their place.
+
+    Raises as ``connect``; ReplyError where the server does not list.
+    """
+    uri = parse_uri(location)
+    options = options_of(uri, ClientOptions(), certificates, psk)
+    address = address_of(uri)
+    dialogue = open_dialogue(address, options)
+    try:
+        if not dialogue.handshake.fixed:
+            raise UnsupportedError("this server is too old to list its exports", path=location)
+        answer = dialogue.exchange(Opt.LIST, b"")
+        if not answer.ok:
+            raise answer.refusal(location, "to list its exports")
+    finally:
+        dialogue.abort()
+    found = []
+    for name, description in answer.exports:
+        known: dict[str, Any] = {"export": name, "description": description or None}
+        try:
+            with connect(address, options=options, export=name) as device:
+                known |= {key: value for key, value in device.facts().items() if value is not None and key != "file"}
+        except (VmdkitError, OSError) as error:
+            known["error"] = str(error)
+        found.append(known)
+    return found
 
 
 def options_of(
