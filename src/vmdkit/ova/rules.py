@@ -258,3 +258,12 @@ _ROWS: Final = (
 # fmt: on
 
 RULES: Final = {row[0]: Rule(*row, fixed=row[5].startswith(_FIX)) for row in _ROWS}
+
+
+def table() -> str:
+    """Return the rules as the table that docs/ova.md prints."""
+    rows = ["| rule | V W B P A | is broken where | why, and who met it | what helps |", "|---|---|---|---|---|"]
+    for rule in RULES.values():
+        why = f"{rule.why} ({rule.source})" if rule.source else rule.why
+        rows.append(f"| `{rule.id}` | {' '.join(rule.letters)} | {rule.text} | {why} | {rule.hint} |")
+    return "\n".join(rows)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import images
+from certificates import pair
 from images.stream import STREAMS
 from ovas import Ovf, Part, ova
 
@@ -136,3 +137,138 @@ def test_words_that_are_none(vmdkit: Command) -> None:
         done = vmdkit(*words)
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.startswith("vmdkit: ova"), words
+
+
+# ── build and fix ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return images.monolithic_sparse(tmp_path, "64k:A 64k:- 64k:b", name="root").path
+
+
+SPEC = """
+name: appliance
+memory: 2G
+os: debian12
+targets: [esxi8, workstation]
+disks: [root.vmdk, {size: 1G}]
+nics: [{network: LAN, type: vmxnet3}]
+"""
+
+
+def test_build_of_options(vmdkit: Command, root: Path, tmp_path: Path) -> None:
+    done = vmdkit(
+        "-v", "ova", "build", "out.ova", "--disk", "root.vmdk", "--os", "debian12", "--memory", "2G", "--cpus", "2",
+        "--firmware", "efi", "--nic", "vmxnet3:LAN", "--nic", "e1000", "--controller", "pvscsi", "--product", "Box",
+        "--property", "ip=10.0.0.1", "--hardware", "vmx-15", "--for", "esxi8", "--annotation", "a note",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines()[0] == "vmdkit: root.vmdk: packed as out-disk1.vmdk"
+    found = json.loads(vmdkit("ova", "info", "out.ova", "--json").stdout)
+    (machine,) = found["machines"]
+    assert (machine["name"], machine["family"], machine["firmware"], machine["cpus"]) == ("out", "vmx-15", "efi", 2)
+    assert machine["adapters"] == [{"model": "VmxNet3", "network": "LAN"}, {"model": "E1000", "network": "VM Network"}]
+    assert machine["properties"][0]["value"] == "10.0.0.1"
+    assert vmdkit("compare", "out.ova", "root.vmdk").returncode == 0
+    assert vmdkit("ova", "lint", "out.ova", "--for", "esxi8").returncode == 0
+    done = vmdkit("ova", "build", "out.ova", "--disk", "root.vmdk")
+    assert (done.returncode, done.stderr) == (1, "vmdkit: out.ova: it exists; -f overwrites it\n")
+
+
+def test_build_of_yaml(vmdkit: Command, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "box.yaml").write_text(SPEC)
+    done = vmdkit("ova", "build", "out.ova", "box.yaml", "--name", "other", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["hardware"], [disk["capacity"] for disk in told["disks"]]) == (20, [196608])
+    found = json.loads(vmdkit("ova", "info", "out.ova", "--json").stdout)
+    assert found["machines"][0]["name"] == "other"
+    assert [disk["what"] for disk in found["disks"]] == ["streamOptimized", "empty"]
+
+
+def test_build_warns_of_what_importers_mind(vmdkit: Command, root: Path) -> None:
+    done = vmdkit("ova", "build", "out.ova", "--disk", "root.vmdk", "--nic", "vmxnet3", "--for", "all")
+    assert done.returncode == 0
+    assert done.stderr == "vmdkit: warning: hw-nic: network adapter 'Network adapter 1' is of type 'VmxNet3' [vbox7]\n"
+    assert vmdkit("-q", "ova", "build", "out.ova", "-f", "--disk", "root.vmdk", "--nic", "vmxnet3").stderr == ""
+
+
+def test_build_can_be_repeated(vmdkit: Command, root: Path, tmp_path: Path) -> None:
+    for number, epoch in enumerate(("0", "0", "1700000000")):
+        words = ("ova", "build", f"{number}.ova", "--name", "x", "--disk", "root.vmdk")
+        assert vmdkit(*words, env={"SOURCE_DATE_EPOCH": epoch}).returncode == 0
+    zero, one, two = ((tmp_path / f"{number}.ova").read_bytes() for number in range(3))
+    assert zero == one != two
+    done = vmdkit("ova", "build", "3.ova", "--disk", "root.vmdk", env={"SOURCE_DATE_EPOCH": "now"})
+    assert done.stderr == "vmdkit: SOURCE_DATE_EPOCH is 'now'; seconds since 1970 are due\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a machine needs at least one disk"),
+        (["--disk", "absent.vmdk"], "absent.vmdk: No such file or directory"),
+        (["--disk", "root.vmdk", "--os", "amiga"], "no operating system is called 'amiga'"),
+        (["--disk", "root.vmdk", "--memory", "1000"], "1000 B of memory; a multiple of 4 MiB is due"),
+        (["--disk", "root.vmdk", "--sign", "key"], "--sign KEY and --cert CERT belong together"),
+        (["--disk", "root.vmdk", "--level", "77"], "--level 77; from 1 to 12 are due, or 0"),
+        (["--disk", "root.vmdk", "--for", "mars"], "no target is called 'mars'"),
+        (["--disk", "root.vmdk", "--digest", "none", "--sign", "k.pem", "--cert", "c.pem"], "nothing to sign"),
+        (["absent.yaml"], "absent.yaml: No such file or directory"),
+    ],
+)
+def test_build_that_cannot_be(vmdkit: Command, root: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "k.pem").write_bytes(pair().key)
+    (tmp_path / "c.pem").write_bytes(pair().certificate)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    done = vmdkit("ova", "build", "out.ova", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_signing_with_a_password(vmdkit: Command, root: Path, tmp_path: Path) -> None:
+    made = pair(issuer="An Authority", password=b"secret")
+    (tmp_path / "k.pem").write_bytes(made.key)
+    (tmp_path / "c.pem").write_bytes(made.certificate)
+    words = ["ova", "build", "out.ova", "--disk", "root.vmdk", "--sign", "k.pem", "--cert", "c.pem"]
+    assert "the key has a password, and none was given" in vmdkit(*words).stderr
+    (tmp_path / "password").write_text("secret\n")
+    assert vmdkit(*words, "--password-file", "password").returncode == 0
+    assert "signature:  out.cert, valid by CN=Box Makers" in vmdkit("ova", "info", "out.ova").stdout
+
+
+def test_fix(vmdkit: Command, bad: Path, tmp_path: Path) -> None:
+    assert vmdkit("ova", "fix", "bad.ova", "--plan").stdout == "bad.vmdk: packed again (vmdk-no-eos, vmdk-rgd)\n"
+    assert not (tmp_path / "good.ova").exists()
+    done = vmdkit("ova", "fix", "bad.ova", "-o", "good.ova")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bad.vmdk: packed again (vmdk-no-eos, vmdk-rgd)\n", "")
+    assert vmdkit("ova", "lint", "good.ova").returncode == 0
+    assert vmdkit("ova", "fix", "good.ova", "-o", "same.ova").stdout == "nothing to do; same.ova is a copy\n"
+    assert (tmp_path / "same.ova").read_bytes() == (tmp_path / "good.ova").read_bytes()
+    done = vmdkit("ova", "fix", "bad.ova", "-o", "good.ova")
+    assert (done.returncode, done.stderr) == (1, "vmdkit: good.ova: it exists; -f overwrites it\n")
+    told = json.loads(vmdkit("ova", "fix", "bad.ova", "-o", "good.ova", "-f", "--json").stdout)
+    assert (told["file"], told["left"]["exit"]) == ("good.ova", 0)
+
+
+def test_fix_that_leaves_something(vmdkit: Command, tmp_path: Path) -> None:
+    image = images.stream_optimized(tmp_path, "64k:A", name="one")
+    ova(tmp_path / "box.ova", Ovf([Part("one.vmdk", image.path.read_bytes(), image.size, size=1)], nic="RTL8139"))
+    done = vmdkit("ova", "fix", "box.ova", "-o", "out.ova", "--for", "esxi8")
+    assert (done.returncode, done.stdout) == (2, "wrote the sizes that the files have\n")
+    assert done.stderr.startswith("vmdkit: error: hw-nic: ")
+
+
+def test_fix_needs_to_know_where(vmdkit: Command, box: Path) -> None:
+    done = vmdkit("ova", "fix", "box.ova")
+    assert (done.returncode, done.stderr) == (1, "vmdkit: -o Y.ova is needed, or --plan\n")
+
+
+def test_fix_that_cannot_be(vmdkit: Command, tmp_path: Path) -> None:
+    ova(tmp_path / "box.ova", Ovf([Part("one.vmdk", b"no disk", 1 << 20)]))
+    done = vmdkit("ova", "fix", "box.ova", "-o", "out.ova")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out.ova").exists()
