@@ -118,6 +118,16 @@ def test_compress_gives_back(kind: str, length: int, level: int) -> None:
     assert int.from_bytes(packed[:2], "big") % 31 == 0
 
 
+@pytest.mark.parametrize("level", [FAST, 1, 6])
+@pytest.mark.parametrize("length", [128 * KIB, MIB])
+def test_random_bytes_grow_by_stored_blocks_only(length: int, level: int) -> None:
+    """ISA-L's own stored blocks are shorter, and need more heads: 295 bytes more for a MiB."""
+    data = random.Random(length).randbytes(length)
+    packed = compress(data, level)
+    assert len(packed) <= stored_length(length)
+    assert zlib.decompress(packed) == data
+
+
 @pytest.mark.parametrize("length", [0, 1, 65534, 65535, 65536, 131070, 131071, MIB])
 def test_stored_blocks(length: int) -> None:
     data = random.Random(length).randbytes(length)
