@@ -13,7 +13,7 @@ import pytest
 
 from model import Model
 from require import requires
-from streams import written
+from streams import far_stream, written
 from vmdkit.kernels import FAST, STORED
 from vmdkit.vmdk.stream_writer import StreamRecipe
 
@@ -80,6 +80,13 @@ def test_what_qemu_makes_of_ours_is_what_we_were_given(tmp_path: Path) -> None:
     subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, cwd=tmp_path)
     run("qemu-img", "convert", "-f", "vmdk", "-O", "vmdk", tmp_path / "piped.vmdk", tmp_path / "back.vmdk")
     run("qemu-img", "compare", "-f", "vmdk", "-F", "raw", tmp_path / "back.vmdk", raw)
+
+
+def test_grains_beyond_8_gib_of_the_file(tmp_path: Path) -> None:
+    requires("qemu-img>=7")
+    model = far_stream(tmp_path / "disk.vmdk", 9 << 30)
+    run("qemu-img", "convert", "-f", "vmdk", "-O", "raw", tmp_path / "disk.vmdk", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == model.pread(model.size, 0)
 
 
 def test_more_than_2_tib(tmp_path: Path) -> None:

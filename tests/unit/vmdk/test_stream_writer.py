@@ -17,7 +17,7 @@ import pytest
 import vmdkit
 from model import Model
 from stream_walk import walk
-from streams import ModelDevice, written
+from streams import ModelDevice, far_stream, written
 from vmdkit import kernels
 from vmdkit.checker import check
 from vmdkit.errors import UnsupportedError, UsageError
@@ -350,6 +350,17 @@ def test_what_begins_beyond_2_tib_of_the_file_cannot_be_pointed_to() -> None:
         writer.put(writer.pack(128 * KIB, view))
     with pytest.raises(UnsupportedError, match="longer than 2 TiB"):
         writer.finish()
+
+
+@pytest.mark.parametrize("jump", [5 << 30, 9 << 30, 2 * TIB - (10 << 20)])
+def test_grains_far_behind_in_the_file(jump: int, tmp_path: Path) -> None:
+    path = tmp_path / "disk.vmdk"
+    model = far_stream(path, jump)
+    assert path.stat().st_size > jump
+    with vmdkit.open(path) as disk:
+        for at in range(0, model.size, 64 * KIB):
+            count = min(64 * KIB, model.size - at)
+            assert disk.pread(count, at) == model.pread(count, at)
 
 
 def test_an_output_that_fails() -> None:
