@@ -15,7 +15,7 @@ from typing import Final
 import deflate
 from isal import isal_zlib
 
-from vmdkit.units import KIB, MIB
+from vmdkit.units import KIB, MIB, SECTOR
 
 ZEROS = bytes(MIB)
 
@@ -27,6 +27,8 @@ LEVEL: Final = 6
 _BLOCK = 0xFFFF  # most bytes of a stored block (RFC 1951, 3.2.4)
 _STORED_HEAD = b"\x78\x01"  # RFC 1950: deflate, a window of 32 KiB, made by the fastest algorithm
 _SAMPLE = 4 * KIB
+_GLANCE = SECTOR
+_MANY = 200
 
 
 def is_zero(buf: bytes | bytearray | memoryview) -> bool:
@@ -77,11 +79,17 @@ def stored_length(count: int) -> int:
 
 
 def _is_random(data: bytes | bytearray | memoryview) -> bool:
-    """Tell whether deflating is in vain: first by a sample, and where that does not shrink, by trying it all, fast."""
+    """Tell whether deflating is in vain; what is likely not is told in 4 us.
+
+    Of 512 random bytes 221 are different, give or take 5; then a sample must not shrink, then the whole, by the
+    fastest that there is.
+    """
     if len(data) < 4 * _SAMPLE:
         return False
     middle = len(data) // 2
     sample = memoryview(data)[middle : middle + _SAMPLE]
+    if len(set(bytes(sample[:_GLANCE]))) < _MANY:
+        return False
     return len(isal_zlib.compress(sample, 1)) >= _SAMPLE and len(isal_zlib.compress(data, 1)) >= stored_length(
         len(data)
     )
