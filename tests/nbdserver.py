@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -73,6 +74,12 @@ class Served:
         """Ask it to end; returns its exit status."""
         self.process.terminate()
         return self.process.wait(PATIENCE)
+
+
+def listening(path: Path) -> bool:
+    """Tell whether somebody takes connections at a Unix socket: its name is there a moment earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def eventually(count: Callable[[], int], most: int, patience: float = 5.0) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import vmdkit
-from nbdserver import certificates, psk
+from nbdserver import certificates, listening, psk
 from require import requires
 from vmdkit.errors import ConnectionLostError, ReplyError
 
@@ -46,7 +46,7 @@ def running(tmp_path: Path, *command: str) -> Iterator[str]:
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 15
-            while not sock.exists():
+            while not listening(sock):
                 assert process.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.01)

@@ -15,6 +15,7 @@ import pytest
 
 import vmdkit
 from layout import fill
+from nbdserver import listening
 from require import requires
 from vmdkit.nbd import ActivatedAddress, CommandAddress, connect
 
@@ -59,7 +60,7 @@ def running(tmp_path: Path, server: str) -> Iterator[str]:
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 15
-            while not sock.exists():
+            while not listening(sock):
                 assert process.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest
 
 from interop.handle_scripts import PRELUDE, SCRIPTS
 from layout import fill
-from nbdserver import psk
+from nbdserver import listening, psk
 from require import requires
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     servers = [subprocess.Popen(words, stderr=subprocess.DEVNULL) for words in (plain, with_tls)]
     try:
         end = time.monotonic() + 15
-        while not (sock.exists() and secure.exists()):
+        while not (listening(sock) and listening(secure)):
             assert time.monotonic() < end
             time.sleep(0.01)
         yield {
