@@ -79,6 +79,22 @@ def test_pieces_are_whole_and_in_order(keep: bool, pieces: Any) -> None:
     assert tally == Tally(read=source.size - 5 * CHUNK, skipped=5 * CHUNK)
 
 
+def test_a_sink_that_packs_needs_one_buffer_a_thread(pieces: Any) -> None:
+    source = pieces([(40 * CHUNK, b"A")])
+    sink = Noting(GRAIN, source.size)
+    buffers: list[Any] = []  # kept, so that no two have one identity
+    pack = sink.pack
+
+    def noted(offset: int, view: memoryview) -> Any:
+        buffers.append(view.obj)
+        return pack(offset, view)
+
+    sink.pack = noted  # type: ignore[method-assign]
+    stream(source, sink, CopyOptions(threads=3))
+    assert len(buffers) == 40
+    assert len({id(buffer) for buffer in buffers}) <= 3
+
+
 def test_what_lies_in_files_is_read_where_the_sink_packs(mapped: Any) -> None:
     source = mapped([(GRAIN, b"A"), (GRAIN, None), (GRAIN, b"b")])
     sink = Noting(GRAIN, source.size)
