@@ -343,7 +343,13 @@ class Commands:
             self._outbox.flush()
 
         if fua or request.length > _INLINE_CHANGE:
-            self._submit(work, finish, cleanup=partial(self._regions.changed, request.offset, request.length))
+            self._regions.hold()
+
+            def ended(result: Any, error: BaseException | None) -> None:
+                self._regions.release()
+                finish(result, error)
+
+            self._submit(work, ended, cleanup=self._regions.release)
             return
         try:
             work()

@@ -23,6 +23,7 @@ from vmdkit.nbd.fastpath import quick
 from vmdkit.nbd.negotiation import Negotiation, State
 from vmdkit.nbd.sender import Outbox, Sender
 from vmdkit.nbd.serving import Serving
+from vmdkit.nbd.serving_writes import WriteServing, write_turns
 from vmdkit.nbd.transport import PlainTransport, TlsTransport, Transport
 from vmdkit.nbd.turn import Lane, turns
 
@@ -51,7 +52,7 @@ class Connection:
         self._sender = Sender(self._transport)
         self._negotiation = Negotiation(loop.config.exports, loop.config.tls_mode)
         self._serving: Serving | None = None
-        self._lane: Lane | None = None  # none for TLS
+        self._lane: Lane | None = None  # none for TLS, and where writing is allowed
         self._turn: Turn | None = None  # what handles events while nothing holds the client up
         self._ending = False
         self.interest = 0  # what the loop polls for; the loop's own note
@@ -236,9 +237,14 @@ class Connection:
         outbox = Outbox(loop.outbox, self._sender)
         commands = Commands(session, regions, self._sender, outbox, loop.pool, loop.buffers, self)
         serve = quick(session, regions, loop.inbox, loop.outbox)
-        if self._transport is self._plain:
-            self._lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox, serve)
-            self._turn = turns(self._lane, self)
-        self._serving = Serving(session, serve, commands, outbox, loop.inbox, loop.buffers)
+        plain = self._transport is self._plain
+        if session.export.writable:
+            writing = WriteServing(session, regions, serve, commands, outbox, loop.inbox, loop.buffers)
+            self._serving, self._turn = writing, write_turns(writing, self._plain, self) if plain else None
+        else:
+            self._serving = Serving(session, serve, commands, outbox, loop.inbox, loop.buffers)
+            if plain:
+                self._lane = Lane(self._plain.sock, session, regions, loop.inbox, loop.outbox, serve)
+                self._turn = turns(self._lane, self)
         loop.served(self)
         self._serving.begin(self._negotiation.leftover())

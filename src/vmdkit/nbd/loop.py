@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from vmdkit.device import Device
     from vmdkit.nbd.export import Export, Exports
 
     Events = list[tuple[int, int]]
@@ -99,7 +100,7 @@ class Loop:
         self._spin = Spin(self._epoll, config.spin)
         self._sources: dict[int, Handler] = {}
         self._connections: set[Connection] = set()
-        self._regions: dict[Export, Regions] = {}
+        self._regions: dict[Device, Regions] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._running = True
         self._handshakes = 0
@@ -108,10 +109,10 @@ class Loop:
     # ── for connections ──────────────────────────────────────────────────────────────────────────────────────
 
     def regions(self, export: Export) -> Regions:
-        """Return what is known about an export, one memory for all its clients."""
-        known = self._regions.get(export)
+        """Return what is known about an export: one memory for each device, under whatever names it is served."""
+        known = self._regions.get(export.device)
         if known is None:
-            known = self._regions[export] = Regions(export.device)
+            known = self._regions[export.device] = Regions(export.device)
         return known
 
     def watch(self, connection: Connection, mask: int, handler: Handler) -> None:

@@ -17,7 +17,8 @@ A run ends at ``end`` and is one of
 The device promises that ``locate`` stays true while it is open, unless it is written through. So of a device that
 can be written only DATA runs of its own layer are believed (such a run is written in place, which changes bytes
 but not their place) and the rest is asked for; trimming and zeroing may take places away, and ``changed`` forgets
-them. A device that is served while writable must be changed through its server only.
+them; while another thread is at that, nothing is known (``hold``). A device that is served while writable must be
+changed through its server only.
 
 Descriptors are duplicates that belong to this object: a device closed too early can make reads fail, but never
 makes them return bytes of another file that was given the same number.
@@ -45,11 +46,13 @@ DATA: Final = 0
 ZERO: Final = 1
 ASK: Final = 2
 UNKNOWN: Final = 3
+_COLD: Final = 32  # questions about a region that was just forgotten which the device has to answer
 
 Run = tuple[int, int, int, int]  # end, what, descriptor, delta
 Region = tuple[list[int], list[Run]]
 Span = tuple[int, int, int]  # start, end, flags
 StatusRegion = tuple[list[int], list[tuple[int, int]]]  # starts, (end, flags)
+_NOWHERE: Final[Region] = ([0], [(1 << 64, UNKNOWN, -1, 0)])
 
 
 class Regions:
@@ -63,6 +66,8 @@ class Regions:
         self._status: dict[str, dict[int, StatusRegion]] = {}  # by context
         self._spans: dict[str, Span] = {}  # by context, one long run
         self.known: dict[int, Region] = {}  # the fast path looks here first
+        self._cold: dict[int, int] = {}  # region -> questions before it is worth remembering again
+        self._held = 0
         self.nowait = getattr(os, "RWF_NOWAIT", 0)  # flag for preadv: fail rather than wait for the disk
 
     def load(self, index: int) -> Region:
@@ -70,6 +75,8 @@ class Regions:
         region = self.known.get(index)
         if region is not None:
             return region
+        if self._held or (self._cold and self._is_cold(index)):
+            return _NOWHERE
         offset = index << SHIFT
         starts: list[int] = []
         runs: list[Run] = []
@@ -84,6 +91,15 @@ class Regions:
             del self.known[next(iter(self.known))]
         self.known[index] = starts, runs
         return starts, runs
+
+    def _is_cold(self, index: int) -> bool:
+        """Count a question about a region that fills with data: finding out costs more than many writes."""
+        left = self._cold.get(index, 0)
+        if left > 1:
+            self._cold[index] = left - 1
+        elif left:
+            del self._cold[index]
+        return left > 0
 
     def _run(self, location: Location) -> Run:
         end = location.offset + location.length
@@ -191,6 +207,18 @@ class Regions:
             region = self.known.get(index)
             if region is not None and any(run[1] != DATA for run in region[1]):
                 del self.known[index]
+                if len(self._cold) >= MOST_REGIONS:
+                    self._cold.clear()
+                self._cold[index] = _COLD
+
+    def hold(self) -> None:
+        """Know nothing until ``release``: another thread is about to take places away."""
+        self._held += 1
+        self.known.clear()
+
+    def release(self) -> None:
+        """End a ``hold``; each needs its own."""
+        self._held -= 1
 
     def close(self) -> None:
         """Give back the descriptors."""
