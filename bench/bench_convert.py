@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from disks import GIB, KIB, MIB, files, half_full
+from disks import GIB, KIB, MIB, compile_package, files, half_full
 
 SUBFORMATS = {"sparse": "monolithicSparse", "flat": "monolithicFlat", "stream": "streamOptimized"}
 
@@ -162,6 +162,7 @@ def main() -> int:
     if shutil.which("qemu-img") is None:
         print("qemu-img is not here", file=sys.stderr)
         return 1
+    compile_package()
     size = GIB if args.quick else 2 * GIB
     rounds = args.rounds or (3 if args.quick else 7)
     told = subprocess.run(["qemu-img", "--version"], check=True, capture_output=True, text=True).stdout

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from disks import GIB, files, half_full, noise
+from disks import GIB, compile_package, files, half_full, noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,6 +250,7 @@ def main() -> int:
     args = parser.parse_args()
     directory = args.directory / ("quick" if args.quick else "full")
     directory.mkdir(parents=True, exist_ok=True)
+    compile_package()
     make_inputs(directory, GIB // 2 if args.quick else 2 * GIB)
     rounds = args.rounds or (3 if args.quick else 5)
     seconds = args.seconds or (0.7 if args.quick else 1.5)

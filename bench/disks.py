@@ -4,17 +4,23 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 GRAIN = 64 * KIB
 FOLDERS = ("/usr/bin", "/usr/lib", "/usr/share")  # what is on the system disk of a guest, too
+
+
+def compile_package() -> None:
+    """Write the bytecode that pip writes on installation; a checkout may lack it, and then every start compiles."""
+    compileall.compile_dir(Path(__file__).parents[1] / "src" / "vmdkit", quiet=1)
 
 
 def noise() -> Iterator[bytes]:

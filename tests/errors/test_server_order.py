@@ -14,9 +14,11 @@ import images
 import nbdwire as n
 import vmdkit
 from nbdwire import connect, serving
+from vmdkit.device import Kind, Location
 from vmdkit.storage.memory import MemoryDevice
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MIB = 1 << 20
@@ -85,6 +87,38 @@ def test_many_sizes_at_once(tmp_path: Path, kind: str, mode: int) -> None:
             data = reply.chunks[0][1] if mode == 0 else reply.data(length, offset)
             assert data == image.model.pread(length, offset)
         sending.join()
+
+
+class Packed(MemoryDevice):
+    """Says that it is compressed, so that the loop and its pool share the reads; counts what the pool has read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(random.Random(2).randbytes(size))
+        self.pooled = 0
+        self._ended = threading.Event()
+
+    def _locate(self, count: int, offset: int) -> Iterator[Location]:
+        yield Location(offset, count, Kind.COMPRESSED, self)
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        super()._pread_into(view, offset)
+        if threading.current_thread().name == "nbd-pool":
+            self.pooled += 1
+            self._ended.set()
+        else:
+            self._ended.wait(0.05)
+            self._ended.clear()
+
+
+def test_the_pool_does_not_rest_while_requests_wait() -> None:
+    # It was given no further read before the loop had done all others that had come with the first.
+    with Packed(MIB) as device, serving(device) as server, connect(server) as client:
+        client.enter(1)
+        client.send(b"".join(client.header(n.READ, at * 512, 512, cookie=at) for at in range(32)))
+        replies = [client.reply(512) for _ in range(32)]
+        assert device.pooled >= 8
+        for reply in replies:
+            assert reply.data(512, reply.cookie * 512) == device.pread(512, reply.cookie * 512)
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])

@@ -41,7 +41,7 @@ _INLINE_CHANGE: Final = 256 * KIB  # bytes zeroed or trimmed in the loop
 _SLOW: Final = 0.0005  # seconds; a device whose reads take longer on average is asked from the pool
 _NEAR: Final = 32 * MIB  # bytes in which the end of a run is looked for before the pool is asked
 _AHEAD: Final = 256 * GIB  # bytes behind a long question in which the end of its last run is looked for
-_HELPERS: Final = 1  # reads of compressed bytes given to the pool while the loop does the next: 1.8x at depth 32
+_HELPERS: Final = 2  # reads of compressed bytes given to the pool while the loop does the next: one under way, one due
 MOST_IN_FLIGHT: Final = 32 * MIB  # bytes of one client in pool jobs
 MOST_JOBS: Final = 64  # pool jobs of one client
 MOST_TOTAL: Final = 256 * MIB  # bytes in buffers of all clients of a loop, beyond the first job of each
@@ -82,7 +82,10 @@ class Commands:
         if self._sender.blocked or self._rest is not None:
             return True
         return bool(self.jobs) and (
-            self._in_flight >= MOST_IN_FLIGHT or self.jobs >= MOST_JOBS or self._buffers.taken >= MOST_TOTAL
+            self._pool.ready  # to be sent now; the pool would rest until the last request of the inbox is done
+            or self._in_flight >= MOST_IN_FLIGHT
+            or self.jobs >= MOST_JOBS
+            or self._buffers.taken >= MOST_TOTAL
         )
 
     @property

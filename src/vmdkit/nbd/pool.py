@@ -36,6 +36,11 @@ class Pool:
         """Return the descriptor that is readable when results wait."""
         return self._wake
 
+    @property
+    def ready(self) -> bool:
+        """Whether results wait to be collected."""
+        return bool(self._finished)
+
     def submit(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         """Run ``work`` in a thread; ``collect`` will call ``done(result, None)`` or ``done(None, error)``."""
         self.running += 1
