@@ -70,7 +70,9 @@ def test_what_we_write(files: dict[str, bytes], text: bytes, mtime: int, algorit
         )
         wanted = {"box.ovf": text, "box.mf": listed.encode(), **files}
     ours = read_archive(target)
-    assert ours.problems == []
+    if len({name.lower() for name in wanted}) == len(wanted):
+        assert ours.problems == []
+    assert {problem.code for problem in ours.problems} <= {"tar-name-case"}
     assert list(read(ours).items()) == list(wanted.items())
     with tarfile.open(fileobj=io.BytesIO(target.content)) as theirs:
         assert [(info.name, info.mtime) for info in theirs] == [(name, mtime) for name in wanted]

@@ -48,7 +48,7 @@ _WORDS = {
 def add_sealing(parser: Parser) -> None:
     """Add what says how an archive is sealed."""
     group = parser.add_argument_group("manifest and signature")
-    group.add_argument("--digest", choices=(*_DIGESTS, "none"), default="sha256", help="of the manifest (sha256)")
+    group.add_argument("--digest", choices=(*_DIGESTS, "none"), help="of the manifest (sha256)")
     group.add_argument("--sign", metavar="KEY", help="sign the manifest with this RSA key (PEM)")
     group.add_argument("--cert", metavar="CERT", help="the key's certificate (PEM)")
     group.add_argument("--password-file", metavar="FILE", help="the first line is the password of the key")
@@ -155,10 +155,15 @@ def seal_of(args: Namespace) -> Seal:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "0")
     if not (epoch.isascii() and epoch.isdigit() and len(epoch) <= 10):
         raise UsageError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}; seconds since 1970 are due")
-    algorithm = "" if args.digest == "none" else args.digest.upper()
-    seal = Seal(algorithm, _signer(args), int(epoch))
+    algorithm = _algorithm(args)
+    seal = Seal("SHA256" if algorithm is None else algorithm, _signer(args), int(epoch))
     seal.check()
     return seal
+
+
+def _algorithm(args: Namespace) -> str | None:
+    """Return the digests that were asked for: empty for none, None where nothing was said."""
+    return None if args.digest is None else "" if args.digest == "none" else str(args.digest).upper()
 
 
 def _signer(args: Namespace) -> Signer | None:
@@ -217,7 +222,8 @@ def fix_verb(args: Namespace) -> int:
         with shown(args, total_bytes(args.ova)) as progress:
             repair = plan_fix(
                 package, targets, packing, opened,
-                accept_digests=args.accept_digests, signed=seal.signer is not None, progress=progress,
+                accept_digests=args.accept_digests, signed=seal.signer is not None, algorithm=_algorithm(args),
+                progress=progress,
             )  # fmt: skip
         if not args.plan:
             sync = not args.no_sync
@@ -266,6 +272,8 @@ def _machine(args: Namespace) -> tuple[Machine, tuple[Target, ...]]:
     machine.secure_boot |= args.secure_boot
     machine.cdrom |= args.cdrom
     machine.disks += [DiskSpec(source=location) for location in args.disk]
+    if args.raw:  # raw bytes may look like a disk; they are not to be taken for one
+        machine.disks = [replace(disk, raw=bool(disk.source)) for disk in machine.disks]
     if args.nic:
         machine.nics = [_nic(text) for text in args.nic if text != "none"]
     machine.eulas += [_read(path).decode("utf-8") for path in args.eula]

@@ -38,7 +38,7 @@ class SliceDevice(Device):
     def __init__(
         self,
         device: Device,
-        start: int,
+        start: int = 0,
         length: int | None = None,
         *,
         name: str = "",
@@ -71,6 +71,11 @@ class SliceDevice(Device):
     def parts(self) -> tuple[Device, ...]:
         """Return the device whose bytes these are."""
         return (self.device,)
+
+    @property
+    def parallel(self) -> int:
+        """How many requests at once the device below serves best."""
+        return self.device.parallel
 
     def fileno(self) -> int | None:
         """Return the descriptor of the device, where byte N is the same byte there: where the window starts at 0."""

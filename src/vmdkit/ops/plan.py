@@ -57,10 +57,21 @@ def placed(device: Device, count: int | None = None, offset: int = 0) -> Iterato
 def plan(device: Device, count: int | None = None, offset: int = 0) -> Iterator[Segment]:
     """Yield the segments of a range, ascending and contiguous; nothing but metadata is read."""
     for run, zero in placed(device, count, offset):
-        fd = None
         if not zero and run.kind is Kind.DATA and run.storage is not None:
-            fd = run.storage.fileno()
-        yield Segment(run.offset, run.length, zero, NO_FILE if fd is None else fd, run.at)
+            yield from _in_file(run, run.storage)
+        else:
+            yield Segment(run.offset, run.length, zero, NO_FILE, run.at)
+
+
+def _in_file(run: Location, storage: Device) -> Iterator[Segment]:
+    """Yield the segments of a run of data; a storage that is a window into a file is asked where in that it lies."""
+    fd = storage.fileno()
+    below = [] if fd is not None or storage.closed else list(storage.locate(run.length, run.at))
+    if len(below) != 1 or below[0].kind is not Kind.DATA or below[0].storage in (None, storage):
+        yield Segment(run.offset, run.length, False, NO_FILE if fd is None else fd, run.at)
+        return
+    fd = below[0].storage.fileno() if below[0].storage is not None else None
+    yield Segment(run.offset, run.length, False, NO_FILE if fd is None else fd, run.at if fd is None else below[0].at)
 
 
 def whole(segments: Iterable[Segment], granularity: int) -> Iterator[Segment]:

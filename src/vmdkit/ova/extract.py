@@ -17,6 +17,7 @@ from vmdkit.errors import FormatError, GateError, UsageError
 from vmdkit.kernels import ZEROS
 from vmdkit.ops.copy import CopyOptions, copy, ignore
 from vmdkit.ops.pool import read_ahead
+from vmdkit.ops.unchanged import unchanged
 from vmdkit.ova import manifest
 from vmdkit.ova.archive import unsafe
 from vmdkit.ranges import split
@@ -169,7 +170,7 @@ def _copy(
     if hasher is None and target is not None:
         copy(source, target, CopyOptions(destination_is_zero=True), progress)
         return
-    with closing(read_ahead(source, threads=1)) as pieces:
+    with unchanged(source), closing(read_ahead(source, threads=1)) as pieces:
         for segment, view in pieces:
             if view is None:
                 for _, length in split(0, segment.length, len(ZEROS)):

@@ -45,6 +45,7 @@ _HOPELESS = (
     "disk-file", "disk-parent",
     "vmdk-unreadable", "vmdk-damaged", "vmdk-child",
 )  # fmt: skip
+_MOST_REASONS = 5  # that are told
 _ALWAYS = ("ref-size-missing", "mf-missing", "tar-gnu")  # notes that are put right all the same
 
 
@@ -56,8 +57,8 @@ class Repair:
     stem: str
     done: list[str] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
-    hrefs: dict[str, str] = field(default_factory=dict)  # name in the archive -> href in the descriptor
-    again: set[str] = field(default_factory=set)  # hrefs of disks that are packed again
+    hrefs: dict[str, list[str]] = field(default_factory=dict)  # name in the archive -> hrefs in the descriptor
+    again: set[str] = field(default_factory=set)  # names of disks that are packed again
     total: int = 0
 
 
@@ -69,12 +70,14 @@ def plan_fix(
     *,
     accept_digests: bool = False,
     signed: bool = False,
+    algorithm: str | None = None,
     progress: Callable[[int], None] = ignore,
 ) -> Repair:
     """Look at a package, change its descriptor in memory, and decide what to do with each file.
 
-    ``accept_digests`` takes files whose digest is wrong; ``signed`` says that the result will be signed. Raises
-    FormatError for what cannot be put right, with every reason.
+    ``accept_digests`` takes files whose digest is wrong; ``signed`` says that the result will be signed;
+    ``algorithm`` is the kind of digests that the user asked for, empty for none at all. Raises FormatError for what
+    cannot be put right, with the reasons.
     """
     subject = examine(package, targets, threads=packing.threads, progress=progress)
     _refuse(subject, accept_digests=accept_digests)
@@ -90,6 +93,7 @@ def plan_fix(
     repair.done += _said(subject, broken)
     if not package.is_archive:
         repair.done.append("put the files of the directory into an archive")
+    _note_digests(repair, broken, algorithm)
     if repair.done or signed:
         _note_signature(repair, signed=signed)
     else:
@@ -106,8 +110,9 @@ def _refuse(subject: Subject, *, accept_digests: bool) -> None:
     if strange is not None and any(subject.package.find(file.href) == strange for file in _files(subject)):
         raise FormatError(f"the name {strange[:200]!r} cannot be kept: {unsafe(strange)}", path=subject.package.path)
     if hopeless:
-        reasons = "; ".join(dict.fromkeys(f"{finding.rule}: {finding.where}: {finding.text}" for finding in hopeless))
-        raise FormatError(f"it cannot be fixed: {reasons}", path=subject.package.path)
+        reasons = list(dict.fromkeys(f"{finding.rule}: {finding.where}: {finding.text[:300]}" for finding in hopeless))
+        more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+        raise FormatError(f"it cannot be fixed: {'; '.join(reasons[:_MOST_REASONS])}{more}", path=subject.package.path)
 
 
 def _files(subject: Subject) -> list[File]:
@@ -119,9 +124,11 @@ def _plan_pieces(repair: Repair, targets: Sequence[Target], packing: Packing, op
     disks = disk_files(subject)
     for file in _files(subject):
         name = package.find(file.href)
-        if name is None or name in repair.hrefs:
+        if name is None:
             continue
-        repair.hrefs[name] = file.href
+        repair.hrefs.setdefault(name, []).append(file.href)
+        if len(repair.hrefs[name]) > 1:
+            continue
         seen = subject.looks.get(name)
         if name not in disks or seen is None:
             piece: Piece = Verbatim(name, opened.enter_context(package.open(name)))
@@ -144,7 +151,7 @@ def _packed(repair: Repair, name: str, targets: Sequence[Target], packing: Packi
     seen = subject.looks[name]
     reasons = ", ".join(sorted(seen.rules())) or "vmdk-adapter"
     repair.done.append(f"{name}: packed again ({reasons})")
-    repair.again.add(repair.hrefs[name])
+    repair.again.add(name)
     disk = disk_files(subject)[name][0]
     adapter = "ide" if controller_of(subject.envelope, disk) == IDE else "lsilogic"
     device = opened.enter_context(subject.package.open_disk(name))
@@ -186,7 +193,6 @@ _WORDS = {
     "mf-digest": "wrote the digests that the files have",
     "mf-coverage": "listed every file in the manifest, and no other",
     "mf-algorithm": "wrote digests that all importers take",
-    "mf-weak": "wrote SHA-256 digests",
 }
 
 
@@ -196,6 +202,16 @@ def _said(subject: Subject, broken: set[str]) -> list[str]:
         if finding.rule in ("tar-extra", "tar-type", "tar-directory"):
             said.append(f"left out {finding.member!r} ({finding.text})")
     return said
+
+
+def _note_digests(repair: Repair, broken: set[str], algorithm: str | None) -> None:
+    """Say where the manifest gets other digests: those that were asked for, or SHA-256 for weak ones."""
+    found = repair.subject.manifest
+    there = {line.algorithm for line in found.lines} if found is not None else set()
+    if algorithm is None and "mf-weak" in broken:
+        repair.done.append("wrote SHA256 digests")
+    elif algorithm is not None and there != ({algorithm} if algorithm else set()):
+        repair.done.append(f"wrote {algorithm} digests" if algorithm else "left out the manifest")
 
 
 def _note_signature(repair: Repair, *, signed: bool) -> None:
@@ -216,8 +232,8 @@ def write_fix(target: Device, repair: Repair, seal: Seal, progress: Callable[[in
     names = [piece.name for piece in repair.pieces]
 
     def text(written: Sequence[Written]) -> bytes:
-        by_href = {repair.hrefs[name]: one for name, one in zip(names, written, strict=True)}
-        set_files(envelope, by_href, repair.again)
+        by_href = {href: one for name, one in zip(names, written, strict=True) for href in repair.hrefs[name]}
+        set_files(envelope, by_href, {href for name in repair.again for href in repair.hrefs[name]})
         return xml.render(envelope.root)
 
     write_archive(target, repair.stem, text, repair.pieces, seal, progress)

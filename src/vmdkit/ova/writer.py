@@ -26,6 +26,7 @@ from vmdkit.kernels import ZEROS
 from vmdkit.ops.copy import ignore
 from vmdkit.ops.pool import read_ahead
 from vmdkit.ops.sink import Tee
+from vmdkit.ops.unchanged import unchanged
 from vmdkit.ova import manifest, tar
 from vmdkit.ranges import split
 
@@ -86,7 +87,7 @@ class Verbatim:
 
     def write(self, output: Output, progress: Callable[[int], None]) -> Written:
         """Append it, reading ahead by another thread."""
-        with closing(read_ahead(self.device, threads=1)) as pieces:
+        with unchanged(self.device), closing(read_ahead(self.device, threads=1)) as pieces:
             for segment, view in pieces:
                 if view is not None:
                     output.write(view)

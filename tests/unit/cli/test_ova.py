@@ -272,3 +272,24 @@ def test_fix_that_cannot_be(vmdkit: Command, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out.ova").exists()
+
+
+def test_fix_writes_the_digests_that_are_asked_for(vmdkit: Command, box: Path, tmp_path: Path) -> None:
+    assert vmdkit("ova", "fix", "box.ova", "-o", "a.ova", "--digest", "sha1").stdout == "wrote SHA1 digests\n"
+    assert "manifest:   box.mf, SHA1 of 2 files" in vmdkit("ova", "info", "a.ova").stdout
+    assert vmdkit("ova", "fix", "a.ova", "-o", "b.ova", "--digest", "sha1", "--for", "aws").stdout.startswith("nothing")
+    assert vmdkit("ova", "fix", "a.ova", "-o", "c.ova").stdout == "wrote SHA256 digests\n"
+    assert vmdkit("ova", "fix", "box.ova", "-o", "d.ova", "--digest", "none").stdout == "left out the manifest\n"
+    assert "manifest:   none" in vmdkit("ova", "info", "d.ova").stdout
+
+
+def test_raw_bytes_that_look_like_a_stream(vmdkit: Command, tmp_path: Path) -> None:
+    """A guest can write a sound stream onto its raw disk; it must not choose how the host reads that."""
+    data = images.stream_optimized(tmp_path, "64k:A 64k:-", name="inner").path.read_bytes()
+    (tmp_path / "disk.raw").write_bytes(data)
+    (tmp_path / "box.yaml").write_text("disks: [{source: disk.raw, raw: true}]")
+    for number, words in enumerate((["--disk", "disk.raw", "--raw"], ["box.yaml"])):
+        assert vmdkit("ova", "build", f"{number}.ova", *words).returncode == 0
+        assert vmdkit("ova", "extract", f"{number}.ova", f"out{number}", "--raw").returncode == 0
+        (raw,) = (tmp_path / f"out{number}").iterdir()
+        assert raw.read_bytes() == data

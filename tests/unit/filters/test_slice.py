@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import images
+import ovas
+import vmdkit
 from vmdkit.device import Can, Kind
-from vmdkit.errors import OutOfRangeError, ReadOnlyError
+from vmdkit.errors import OutOfRangeError, ReadOnlyError, VmdkitError
 from vmdkit.filters.slice import SliceDevice
 from vmdkit.ops.copy import copy
 from vmdkit.ops.plan import plan
 from vmdkit.storage.file import open_file
 from vmdkit.storage.memory import MemoryDevice
+from vmdkit.storage.target import new_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,11 +55,44 @@ def test_the_kernel_finds_the_bytes(file: Device) -> None:
         assert target.pread(5000, 0) == file.pread(5000, 1000)
 
 
+def test_the_kernel_copies_out_of_a_disk_inside_an_archive(tmp_path: Path) -> None:
+    image = images.monolithic_sparse(tmp_path, "64k:A 64k:- 128k:b", name="disk")
+    path = ovas.ova(tmp_path / "box.ova", ovas.Ovf([ovas.Part("disk.vmdk", image.path.read_bytes(), image.size)]))
+    with vmdkit.open(path) as disk:
+        data = path.read_bytes()
+        segments = [segment for segment in plan(disk) if not segment.zero]
+        assert [(segment.offset, segment.length) for segment in segments] == [(0, 64 << 10), (128 << 10, 128 << 10)]
+        for segment in segments:
+            assert segment.fd >= 0
+            wanted = image.model.pread(segment.length, segment.offset)
+            assert data[segment.at : segment.at + segment.length] == wanted
+        with new_file(str(tmp_path / "raw"), disk.size) as target:
+            tally = copy(disk, target)
+    assert tally.moved == 192 << 10
+    assert (tmp_path / "raw").read_bytes() == image.model.pread(image.size, 0)
+
+
 def test_a_descriptor_only_where_offsets_agree(file: Device) -> None:
     with SliceDevice(file, 0, 100, owned=False) as window:
         assert window.fileno() == file.fileno()
     with SliceDevice(file, 1, 100) as window:
         assert window.fileno() is None
+
+
+@pytest.mark.parametrize("start", [0, 1, 1000])
+def test_copying_sees_whether_the_file_changes(tmp_path: Path, start: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 9000)
+    with SliceDevice(open_file(str(path)), start, 5000) as window:
+        target = MemoryDevice(5000)
+        copy(window, target)
+        assert target.pread(5000, 0) == b"x" * 5000
+
+        def grow(_: int) -> None:
+            path.write_bytes(b"y" * 9001)
+
+        with pytest.raises(VmdkitError, match="changed while it was read"):
+            copy(window, target, progress=grow)
 
 
 def test_writing_passes_through_and_stays_inside() -> None:
