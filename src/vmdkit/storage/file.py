@@ -65,6 +65,20 @@ def open_file(path: str, *, writable: bool = False, follow: bool = True, regular
         raise
 
 
+class _Naming:
+    """A context that gives the system's errors the name of the file: calls on descriptors know none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = self._name
+
+
 class FileDevice(Device):
     """An open file descriptor; owns and closes it."""
 
@@ -76,6 +90,7 @@ class FileDevice(Device):
             can |= Can.NONE if block_device else Can.RESIZE
         super().__init__(size, name=path, can=can, block_size=BlockSize())
         self._fd = fd
+        self._naming = _Naming(path)
         self._block_device = block_device
         self._seek_data = not block_device
         self._modes = {_RESERVE, _PUNCH_HOLE | KEEP_SIZE, _ZERO_RANGE | KEEP_SIZE}
@@ -93,9 +108,10 @@ class FileDevice(Device):
             got += more
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
-        while view:
-            done = os.pwritev(self._fd, (view[:_MOST_AT_ONCE],), offset)
-            view, offset = view[done:], offset + done
+        with self._naming:
+            while view:
+                done = os.pwritev(self._fd, (view[:_MOST_AT_ONCE],), offset)
+                view, offset = view[done:], offset + done
 
     def _zero(self, count: int, offset: int, *, no_hole: bool, fast: bool) -> None:
         """Punch, or zero the range in the file system's tables, or (never when ``fast``) write."""
@@ -129,7 +145,8 @@ class FileDevice(Device):
             except OSError:
                 os.ftruncate(self._fd, self._size)  # a part of it may have been given
                 raise
-        os.ftruncate(self._fd, size)
+        with self._naming:
+            os.ftruncate(self._fd, size)
 
     @property
     def in_place(self) -> bool:
@@ -137,7 +154,8 @@ class FileDevice(Device):
         return self._writable
 
     def _flush(self) -> None:
-        os.fdatasync(self._fd)
+        with self._naming:
+            os.fdatasync(self._fd)
 
     def _cache(self, count: int, offset: int) -> None:
         os.posix_fadvise(self._fd, offset, count, os.POSIX_FADV_WILLNEED)

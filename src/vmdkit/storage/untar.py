@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 import tempfile
@@ -27,7 +28,11 @@ def unpack(packed: Device, directory: str) -> FileDevice:
     fd = packed.fileno()
     with packed, tempfile.TemporaryFile(dir=directory, prefix=".vmdkit-") as out:
         try:
-            with open(f"/proc/self/fd/{fd}", "rb") as raw, tarfile.open(fileobj=raw, mode="r:gz") as archive:
+            with (
+                open(f"/proc/self/fd/{fd}", "rb") as raw,
+                gzip.GzipFile(fileobj=raw) as whole,
+                tarfile.open(fileobj=whole, mode="r:") as archive,
+            ):
                 members = archive.getmembers()
                 member = archive.extractfile(members[0]) if len(members) == 1 else None
                 if member is None:
@@ -38,6 +43,8 @@ def unpack(packed: Device, directory: str) -> FileDevice:
                     if not is_zero(piece):
                         os.pwrite(out.fileno(), piece, at)
                     at += len(piece)
-        except (tarfile.TarError, zlib.error, EOFError) as error:
+                while whole.read(MIB):  # the checksum stands at the end, behind the archive
+                    pass
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise FormatError(f"it cannot be unpacked: {error}", path=packed.name) from error
         return FileDevice(os.dup(out.fileno()), packed.name)

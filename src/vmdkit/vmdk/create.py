@@ -287,7 +287,7 @@ class Construction:
         """Write every file of an empty disk under its temporary name, durably."""
         text = self._text()
         for part in self._parts:
-            with closing(self.files.new_file(part.temporary, part.final)) as storage:
+            with closing(self.files.new_file(part.temporary, self.shown(part.final))) as storage:
                 if part.length:
                     self._write_extent(storage, part.length, text)
                 else:
@@ -299,12 +299,12 @@ class Construction:
         text = self._text()
         extents: list[ExtentFile] = []
         for part in self._parts:
-            storage = part.storage = self.files.new_file(part.temporary, part.final)
+            storage = part.storage = self.files.new_file(part.temporary, self.shown(part.final))
             if part.length:
                 extents.append(self._fresh(storage, part.length, text))
             else:
                 _write_text(storage, text)
-        self.disk = NewDisk(parse(text, self._final), extents, parent=self.parent)
+        self.disk = NewDisk(parse(text, self.path), extents, parent=self.parent)
         return self.disk
 
     def _write_extent(self, storage: Device, length: int, text: bytes) -> None:

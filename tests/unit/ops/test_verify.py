@@ -82,7 +82,7 @@ def temporary(written: Device, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("zeros", [Zeros.EXTENTS, Zeros.NOBODY])
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "streamoptimized"])
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("streamoptimized", "tar.gz")])
 @pytest.mark.parametrize("offset", [0, 70001, 300 * KIB + 511, 3 * MIB + 7, len(CONTENT) - 1])
 def test_a_flipped_bit_is_found(offset: int, kind: str, zeros: Zeros, tmp_path: Path) -> None:
     def spoil(written: Device) -> None:

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmdkit.errors import VmdkitError
+from vmdkit.errors import FormatError, VmdkitError
+from vmdkit.storage.file import open_file
 from vmdkit.storage.targz import GRANULARITY, TarGzWriter, joined
+from vmdkit.storage.untar import unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,3 +121,33 @@ def test_holes_that_move_are_an_error(do: Callable[[TarGzWriter], None]) -> None
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_checksums_are_joined(one: bytes, two: bytes) -> None:
     assert joined(zlib.crc32(one), zlib.crc32(two), len(two)) == zlib.crc32(one + two)
+
+
+def test_what_was_packed_is_unpacked_or_refused(tmp_path: Path) -> None:
+    """Any flipped bit is found, be it in the data, the header, the checksum at the end."""
+    size, runs = 4 * G, [(G, G)]
+    data = content(runs, size)
+    raw = bytearray(write(size, runs, data))
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(raw)
+    with unpack(open_file(str(path)), str(tmp_path)) as disk:
+        assert disk.pread(size, 0) == data
+    for at in (0, 40, len(raw) // 2, len(raw) - 6, len(raw) - 2):
+        raw[at] ^= 1
+        path.write_bytes(raw)
+        with pytest.raises(FormatError, match="cannot be unpacked"):
+            unpack(open_file(str(path)), str(tmp_path))
+        raw[at] ^= 1
+    path.write_bytes(raw[:-9])
+    with pytest.raises(FormatError, match="cannot be unpacked"):
+        unpack(open_file(str(path)), str(tmp_path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_an_archive_of_anything_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("one"))
+        archive.addfile(tarfile.TarInfo("two"))
+    with pytest.raises(FormatError, match="there is not one disk in this archive"):
+        unpack(open_file(str(path)), str(tmp_path))

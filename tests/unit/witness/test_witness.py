@@ -47,7 +47,7 @@ def test_reads_what_others_made(kind: str, tmp_path: Path) -> None:
         check(disk, expected_bytes(LAYOUT))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "raw"])
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind not in ("raw", "tar.gz")])
 def test_reads_what_we_make(kind: str, tmp_path: Path) -> None:
     expected = expected_bytes(LAYOUT)
     path = str(tmp_path / "disk.vmdk")
