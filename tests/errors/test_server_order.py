@@ -14,7 +14,7 @@ import images
 import nbdwire as n
 import vmdkit
 from nbdwire import connect, serving
-from vmdkit.device import Kind, Location
+from vmdkit.device import Can, Kind, Location
 from vmdkit.storage.memory import MemoryDevice
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Packed(MemoryDevice):
 
     def __init__(self, size: int) -> None:
         super().__init__(random.Random(2).randbytes(size))
+        self._set_can(Can.EXTENTS)  # of what can be written, nothing is believed
         self.pooled = 0
         self._ended = threading.Event()
 
