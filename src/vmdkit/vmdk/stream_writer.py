@@ -150,6 +150,8 @@ class StreamWriter:
         """Deflate the grains of ``view`` that are not zero; any number of threads may do so at once."""
         if offset % self._grain:
             raise UsageError(f"{offset:#x} is not where a grain of {self._grain} bytes begins")
+        if offset + len(view) > self.header.capacity:
+            raise UsageError(f"{len(view)} bytes at {offset} leave the disk, which has {self.header.capacity}")
         packed = (
             self._pack_grains(start, view[start - offset : start - offset + length])
             for start, length in split(offset, len(view), self._coverage)

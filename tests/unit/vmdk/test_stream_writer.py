@@ -320,6 +320,14 @@ def test_a_piece_may_lie_over_seams_of_tables() -> None:
     assert found.pread(len(data), 0) == data
 
 
+def test_what_leaves_the_disk_is_refused() -> None:
+    writer = StreamWriter(io.BytesIO(), 100 * KIB)
+    writer.pack(64 * KIB, memoryview(b"A" * 36 * KIB))
+    for offset, count in ((64 * KIB, 36 * KIB + 1), (128 * KIB, 1), (64 * MIB, 64 * KIB)):
+        with pytest.raises(UsageError, match="leave the disk, which has 102400"):
+            writer.pack(offset, memoryview(b"A" * count))
+
+
 def test_the_order_is_watched() -> None:
     writer = StreamWriter(io.BytesIO(), 100 * MIB)
     view = memoryview(b"A" * 64 * KIB)
