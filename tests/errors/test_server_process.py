@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import struct
@@ -197,6 +199,65 @@ def test_a_worker_that_dies_takes_only_its_clients(tmp_path: Path) -> None:
         assert served.pids()[0] == parent
         assert not set(served.pids()) & set(workers)
         assert "ended by itself" in served.said()
+
+
+def test_clients_are_spread_evenly(tmp_path: Path) -> None:
+    # As many processes as were asked for, however few processors there are; each gets as many clients as the others.
+    disk = images.monolithic_flat(tmp_path, "1M:A")
+    with serving(tmp_path, "-t", "--processes", "4", disk.path) as served, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(come(served)).enter() for _ in range(8)]
+        _, *workers = served.pids()
+        assert len(workers) == 4
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+            eventually(lambda worker=worker: worker in served.pids(), 0)  # type: ignore[misc]
+            ended = [client for client in clients if not living(client)]
+            assert len(ended) == 2
+            clients = [client for client in clients if client not in ended]
+        assert not clients
+
+
+def living(client: Client) -> bool:
+    """Tell whether a client of a server that may be gone is served."""
+    try:
+        return client.alive()
+    except (n.Closed, OSError):
+        return False
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_descriptors_clients_wait(tmp_path: Path, kind: str) -> None:
+    disk = KINDS[kind](tmp_path, "1M:A")
+    with serving(tmp_path, "-t", "-w", "-e", "0", disk.path) as served, come(served) as first:
+        first.enter()
+        _, most = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
+        used = max(map(int, os.listdir(f"/proc/{served.process.pid}/fd")))
+        resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (used + 1, most))
+        with come(served, 0.4) as second:
+            with pytest.raises(TimeoutError):
+                second.recv(1)
+            assert first.alive()
+            # It does not try again and again: in a process that serves, that would keep the other clients waiting.
+            assert 1 <= served.said().count("no new client can be taken: Too many open files") <= 2
+            resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (most, most))
+            second.sock.settimeout(10)
+            assert second.enter().alive()
+        assert first.alive()
+
+
+def test_a_client_that_leaves_makes_room_at_once(tmp_path: Path) -> None:
+    disk = images.monolithic_sparse(tmp_path, "1M:A")
+    with serving(tmp_path, "-t", "-w", "-e", "0", disk.path) as served, come(served) as first, come(served) as second:
+        first.enter()
+        second.enter()
+        _, most = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
+        used = max(map(int, os.listdir(f"/proc/{served.process.pid}/fd")))
+        resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (used + 1, most))
+        with come(served, 10) as third:
+            eventually(lambda: not served.said(), 0)  # it was refused
+            second.sock.close()
+            assert third.enter().alive()
+        assert first.alive()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -252,8 +252,7 @@ def _serve_listeners(
     from vmdkit.nbd.workers import Prefork, sensible_processes
 
     known = Exports(exports)
-    sensible = sensible_processes(known)
-    options = replace(options, processes=min(options.processes, sensible) if options.processes else sensible)
+    options = replace(options, processes=sensible_processes(known, options.processes))
     service = Service(known, listeners, options) if options.processes == 1 else Prefork(known, listeners, options)
     _stop_on_signals(service)
     uris = [listener.uri(export.name, tls=options.tls.required) for listener in listeners for export in exports]

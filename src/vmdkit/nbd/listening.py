@@ -9,11 +9,13 @@ to loopback unless an address is given, and whoever wants more has to say so to 
 from __future__ import annotations
 
 import errno
+import fcntl
 import ipaddress
 import os
 import shutil
 import socket
 import stat
+import sys
 import tempfile
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -53,7 +55,8 @@ class Listener:
         if self.sock.family == socket.AF_UNIX:
             return f"{scheme}+unix:///{name}?socket={quote(address, safe='/')}"
         if self.sock.family == socket.AF_VSOCK:
-            return f"{scheme}+vsock://{address[0]}:{address[1]}/{name}"
+            where = _own_cid() if address[0] == socket.VMADDR_CID_ANY else address[0]
+            return f"{scheme}+vsock://{where}:{address[1]}/{name}"
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         return f"{scheme}://{host}:{address[1]}/{name}"
 
@@ -158,7 +161,9 @@ def tcp(host: str | None = None, port: int = DEFAULT_PORT) -> Listener:
 
 
 def vsock(port: int = DEFAULT_PORT) -> Listener:
-    """Listen for virtual machines of this host, or for the host from inside one."""
+    """Listen for virtual machines of this host, or for the host from inside one. VMADDR_PORT_ANY takes a free port."""
+    if not 0 <= port < 2**32:
+        raise UsageError(f"{port} is no vsock port; write a number from 0 to 4294967295")
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
         sock.bind((socket.VMADDR_CID_ANY, port))
@@ -167,6 +172,17 @@ def vsock(port: int = DEFAULT_PORT) -> Listener:
         sock.close()
         raise OSError(error.errno, error.strerror, f"vsock port {port}") from error
     return Listener(sock, open=True)
+
+
+def _own_cid() -> int:
+    """Return the number by which others reach this machine (vsock(7)): a guest's own, or that of every host."""
+    try:
+        with open("/dev/vsock", "rb") as device:
+            told = fcntl.ioctl(device, socket.IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
+    except OSError:
+        return socket.VMADDR_CID_HOST
+    own = int.from_bytes(told, sys.byteorder)
+    return socket.VMADDR_CID_HOST if own == socket.VMADDR_CID_ANY else own
 
 
 def inherited(fd: int) -> Listener:

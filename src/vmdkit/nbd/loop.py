@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _INBOX: Final = 128 * KIB  # bytes received at once: 4,600 reads, or the 32 writes of 4 KiB of a common client
 _OUTBOX: Final = 256 * KIB + 64  # bytes sent at once; sockets rarely take more
-_TICK: Final = 0.25  # seconds between looks at handshakes that take too long
+_TICK: Final = 0.25  # seconds between looks at the clock: at handshakes that take too long, at what is due later
 SPIN: Final = 150  # tries for the next request before sleeping: 30 to 50 us, what waking up takes (Spin)
 _MOST_LUCK: Final = 8  # two of three spells of trying have to succeed; this many more make up for a bad time
 _REST: Final = 50  # requests without trying, where they do not
@@ -102,6 +102,7 @@ class Loop:
         self._connections: set[Connection] = set()
         self._regions: dict[Device, Regions] = {}
         self._calls: deque[Callable[[], None]] = deque()
+        self._alarms: list[tuple[float, Callable[[], None]]] = []
         self._running = True
         self._handshakes = 0
         self.add_source(self.pool.fileno(), self._woken)
@@ -175,6 +176,10 @@ class Loop:
         self._calls.append(action)
         self.pool.wake()
 
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Run ``action`` in ``seconds`` or a little more; in the loop's thread."""
+        self._alarms.append((time.monotonic() + seconds, action))
+
     def stop(self) -> None:
         """Make ``run`` return soon; from any thread or signal handler."""
         self._running = False
@@ -188,14 +193,14 @@ class Loop:
         while self._running:
             events = spin.poll() if single and len(clients) == 1 and not pool.running else []
             if not events:
-                events = poll(_TICK if self._handshakes else None)
+                events = poll(_TICK if self._handshakes or self._alarms else None)
             for fd, mask in events:
                 handler = find(fd)
                 if handler is not None:  # closed by an earlier event of this batch
                     single = bool(handler(mask))
-            if self._handshakes and time.monotonic() - ticked >= _TICK:
+            if (self._handshakes or self._alarms) and time.monotonic() - ticked >= _TICK:
                 ticked = time.monotonic()
-                self._expire(ticked)
+                self._tick(ticked)
 
     def close(self) -> None:
         """Close connections, finish the pool's jobs, give everything back. Call it after ``run``."""
@@ -212,6 +217,10 @@ class Loop:
         for _ in range(len(self._calls)):  # what these add comes after the other clients' turn
             self._calls.popleft()()
 
-    def _expire(self, now: float) -> None:
+    def _tick(self, now: float) -> None:
         for connection in [each for each in self._connections if not each.negotiated and each.deadline < now]:
             connection.close(f"no complete handshake within {self.config.handshake_seconds} s")
+        due = [alarm for alarm in self._alarms if alarm[0] <= now]
+        self._alarms = [alarm for alarm in self._alarms if alarm[0] > now]
+        for _, action in due:
+            action()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MOST_CLIENTS: Final = 64  # connections at once; each may hold up to about 35 MiB (docs/nbd.md)
+RETRY: Final = 1.0  # seconds until clients are taken again where that failed; one that leaves makes it sooner
 _ACCEPTS: Final = 16  # connections taken before those that are open get their turn
 
 
@@ -111,7 +111,13 @@ class Service:
             if self._full:
                 self._accept(on=False)
                 return
-            taken = accept(listener)
+            try:
+                taken = accept(listener)
+            except OSError as error:  # trying at once again would fail again, and keep those waiting who are served
+                _log.warning("no new client can be taken: %s", error.strerror)
+                self._accept(on=False)
+                self._loop.later(RETRY, lambda: self._accept(on=True))
+                return
             if taken is None:
                 return
             self.add(*taken)
@@ -124,14 +130,14 @@ class Service:
 
 
 def accept(listener: socket.socket) -> tuple[socket.socket, str] | None:
-    """Return a new client and what to call it in the log; None where there is none."""
+    """Return a new client and what to call it in the log; None where there is none.
+
+    Raises OSError where none can be taken: nothing is free any more, or the network had its say (accept(2), "Error
+    handling").
+    """
     try:
         sock, address = listener.accept()
     except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-        return None
-    except OSError as error:  # nothing is free any more, or the network had its say (accept(2), "Error handling")
-        _log.warning("no new client can be taken: %s", error.strerror)
-        time.sleep(0.05)  # poll would say the same at once
         return None
     return sock, str(address[0]) if isinstance(address, tuple) else "local"
 

@@ -26,7 +26,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from vmdkit.nbd.loop import Loop
-from vmdkit.nbd.server import accept
+from vmdkit.nbd.server import RETRY, accept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,17 +38,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MOST_PROCESSES: Final = 4  # more were never measured
+MOST_PROCESSES: Final = 4  # unless more are asked for: more were never measured
 _PATIENCE: Final = 5.0  # seconds a worker has to end its jobs before it is killed
 _NEGOTIATED, _CLOSED = b"n", b"c"  # what a worker tells its parent about a client
 _LONGEST_PEER: Final = 256  # bytes of a client's name
 
 
-def sensible_processes(exports: Exports) -> int:
-    """Return how many processes may serve: one where a device keeps state that others would not see."""
+def sensible_processes(exports: Exports, asked: int = 0) -> int:
+    """Return how many processes may serve: one where a device keeps state that others would not see.
+
+    Otherwise as many as were asked for; nobody asked, as many as there are processors, up to MOST_PROCESSES.
+    """
     if not all(export.shareable() for export in exports):
         return 1
-    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    return asked or min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 class _Worker:
@@ -76,6 +79,7 @@ class Prefork:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._running = True
         self._accepting = False
+        self._pausing = 0.0  # until when, where taking a client failed
 
     def when_readable(self, fd: int, action: Callable[[], None]) -> None:
         """Call ``action`` once, when ``fd`` is readable."""
@@ -94,8 +98,10 @@ class Prefork:
             self._fork()  # before the first client comes: it would wait some milliseconds
             self._accept(on=True)
             while self._running:
-                for fd, _ in self._epoll.poll():
+                for fd, _ in self._epoll.poll(RETRY if self._pausing else None):
                     self._event(fd)
+                if time.monotonic() > self._pausing > 0:
+                    self._accept(on=True)
         finally:
             self._end_workers()
             self._epoll.close()
@@ -117,7 +123,14 @@ class Prefork:
     def _clients(self) -> int:
         return sum(worker.clients for worker in self._workers.values())
 
+    def _pause(self, problem: str, error: OSError) -> None:
+        """Take no client for a while: trying at once again would fail again."""
+        _log.warning("%s: %s", problem, error.strerror)
+        self._accept(on=False)
+        self._pausing = time.monotonic() + RETRY
+
     def _accept(self, *, on: bool) -> None:
+        self._pausing = 0.0
         if on == self._accepting:
             return
         self._accepting = on
@@ -134,10 +147,13 @@ class Prefork:
         try:
             worker = self._choose()  # forks, so before there is a client's descriptor to inherit
         except OSError as error:
-            _log.warning("no worker: %s", error.strerror)
-            time.sleep(0.05)  # poll would say the same at once
+            self._pause("no worker", error)
             return
-        taken = accept(listener)
+        try:
+            taken = accept(listener)
+        except OSError as error:
+            self._pause("no new client can be taken", error)
+            return
         if taken is None:
             return
         sock, peer = taken

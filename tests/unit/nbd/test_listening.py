@@ -8,11 +8,18 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from nbdwire import Client
 from vmdkit.errors import UsageError
-from vmdkit.nbd import activation, listening
+from vmdkit.nbd import Export, Server, activation, listening
+from vmdkit.nbd.uri import Transport, parse_uri
+from vmdkit.storage.memory import MemoryDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def test_unix_is_ours_alone_whatever_the_umask(tmp_path: Path) -> None:
@@ -128,3 +135,50 @@ def test_only_listening_sockets_are_taken() -> None:
         listener = listening.inherited(os.dup(server.fileno()))
         assert listener.port == server.getsockname()[1]
         listener.close()
+
+
+# ── virtual machines ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def machine() -> Iterator[listening.Listener]:
+    """A listener for vsock on a free port."""
+    try:
+        listener = listening.vsock(socket.VMADDR_PORT_ANY)
+    except OSError as error:
+        pytest.skip(f"this kernel has no vsock: {error}")
+    yield listener
+    listener.close()
+
+
+def test_vsock_says_where_it_is_reached(machine: listening.Listener) -> None:
+    uri = parse_uri(machine.uri("a b"))
+    assert (uri.transport, uri.port, uri.export) == (Transport.VSOCK, machine.port, "a b")
+    assert 2 <= int(uri.host) < socket.VMADDR_CID_ANY  # a host is 2, guests have 3 and more
+    assert machine.open  # others than this user can connect
+    assert machine.path is None
+
+
+def test_vsock_serves(machine: listening.Listener) -> None:
+    with MemoryDevice(1 << 20) as device, Server(Export(device), listener=machine):
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        sock.settimeout(0.5)
+        try:
+            sock.connect((1, machine.port or 0))  # VMADDR_CID_LOCAL
+        except OSError as error:
+            sock.close()
+            pytest.skip(f"this kernel has no vsock loopback (modprobe vsock_loopback): {error}")
+        with Client(sock) as client:
+            assert client.enter().read(4096, 512) == bytes(512)
+
+
+def test_a_vsock_port_in_use() -> None:
+    try:
+        first = listening.vsock(socket.VMADDR_PORT_ANY)
+    except OSError as error:
+        pytest.skip(f"this kernel has no vsock: {error}")
+    with pytest.raises(OSError, match=r"in use: 'vsock port \d+'"):
+        listening.vsock(first.port or 0)
+    first.close()
+    with pytest.raises(UsageError, match="no vsock port"):
+        listening.vsock(2**32)
