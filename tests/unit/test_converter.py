@@ -9,6 +9,7 @@ import pytest
 import vmdkit
 from vmdkit.converter import FORMATS, Order, convert
 from vmdkit.errors import UnsupportedError, UsageError
+from vmdkit.maker import Workshop
 from vmdkit.ops.compare import compare
 from vmdkit.storage.memory import MemoryDevice
 
@@ -63,6 +64,18 @@ def test_more_room_than_the_source_needs(tmp_path: Path) -> None:
     with vmdkit.open(path) as made:
         assert made.size == 1 << 20
         assert compare(MemoryDevice(CONTENT), made).same
+
+
+@pytest.mark.parametrize("kind", ["monolithicSparse", "twoGbMaxExtentSparse", "vmfsSparse"])
+@pytest.mark.parametrize("size", [5 * KIB - 7, 300 * KIB])  # a raw file may end within a sector, or be shorter
+def test_what_a_child_has_behind_its_source_is_zero_not_the_parents(kind: str, size: int, tmp_path: Path) -> None:
+    room, path = -(-size // (5 * KIB)) * 5 * KIB + 200 * KIB * (size > 5 * KIB), str(tmp_path / "new.vmdk")
+    convert(MemoryDevice(b"p" * room), Order(str(tmp_path / "base.vmdk"), room), "monolithicSparse")
+    with Workshop().open_disk(str(tmp_path / "base.vmdk")) as parent:
+        source = MemoryDevice(b"p" * size, writable=False)
+        convert(source, Order(path, room, parent=parent), kind)
+    with vmdkit.open(path) as made:
+        assert made.pread(room, 0) == b"p" * size + bytes(room - size)
 
 
 def test_what_cannot_be_asked(tmp_path: Path) -> None:
