@@ -56,6 +56,9 @@ def convert(
         else:
             how = replace(copying, destination_is_zero=True, block=output.block)
             copy(source, output.device, how, progress, tally, base=order.parent)
+            rest = output.device.size - source.size
+            if order.parent is not None and rest:  # the parent's bytes are there, and belong to nothing
+                output.device.zero(rest, source.size)
         output.complete()
         if check is not None:
             with output.read_back() as written:
