@@ -89,7 +89,7 @@ def turns(lane: Lane, owner: Owner) -> Turn:
             at, fill = serve(0, stop, 0)
             if at < stop:
                 at, fill, sent = _large(lane, at, stop, fill)
-            if fill and lane.piece is None:
+            if fill and at == stop and lane.piece is None:  # else the long way adds to it
                 sent = send(out[:fill])
         except BlockingIOError:  # the socket is full, or poll was wrong
             pass

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import struct
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from vmdkit.nbd.fastpath import quick
 from vmdkit.nbd.protocol import Mode
 from vmdkit.nbd.regions import Regions
 from vmdkit.nbd.session import Session
+from vmdkit.nbd.turn import Lane, turns
 from vmdkit.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -106,6 +108,54 @@ def test_a_file_system_that_always_waits_is_believed(device: Device) -> None:
     assert serve(0, 56, 0) == (0, 0)
     assert regions.nowait == 0
     assert serve(0, 56, 0)[0] == 56
+    regions.close()
+
+
+class Noted:
+    """A socket that notes what is sent; and the owner of a lane, which notes where turns end."""
+
+    def __init__(self, received: bytes) -> None:
+        self.received, self.sent, self.rests = received, list[bytes](), list[tuple[int, ...]]()
+
+    def fileno(self) -> int:
+        return -1
+
+    def recv_into(self, view: memoryview) -> int:
+        view[: len(self.received)] = self.received
+        return len(self.received)
+
+    def send(self, view: memoryview, flags: int = 0) -> int:
+        self.sent.append(bytes(view))
+        return len(view)
+
+    def event(self, mask: int) -> bool:
+        raise AssertionError
+
+    def rest(self, *where: int) -> bool:
+        self.rests.append(where)
+        return True
+
+    def failed(self, error: Exception) -> None:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("asked", "sends", "rest", "single"),
+    [
+        ([(0, 0, 0, 512)], 1, None, True),
+        ([(0, 0, 0, 512), (0, 0, 512, 512)], 1, None, False),
+        ([(0, 0, 0, 512), (0, 3, 0, 0)], 0, (28, 56, 540, 0), True),  # the long way sends both replies at once
+        ([], 0, (0, 0, 0, 0), True),  # the end of the stream
+    ],
+)
+def test_a_turn_sends_once(
+    device: Device, asked: list[tuple[int, int, int, int]], sends: int, rest: tuple[int, ...] | None, single: bool
+) -> None:
+    regions, inbox, out = Regions(device), memoryview(bytearray(1000)), memoryview(bytearray(9000))
+    agreed, noted = session(device), Noted(bytes(requests(*asked)))
+    lane = Lane(noted, agreed, regions, inbox, out, quick(agreed, regions, inbox, out))  # type: ignore[arg-type]
+    assert turns(lane, noted)(select.EPOLLIN) is single
+    assert (len(noted.sent), noted.rests) == (sends, [rest] if rest else [])
     regions.close()
 
 
