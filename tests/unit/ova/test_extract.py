@@ -61,6 +61,18 @@ def test_raw(box: Path, tmp_path: Path, image: Image) -> None:
     assert (tmp_path / "out" / "one.raw").stat().st_blocks * 512 < image.size
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_raw_disks_whose_names_differ_in_their_ends_only(tmp_path: Path, image: Image, *, overwrite: bool) -> None:
+    other = images.stream_optimized(tmp_path / "other", "128k:B 64k:0", name="one")
+    parts = [Part("one.vmdk", image.path.read_bytes(), image.size), Part("one.img", other.path.read_bytes(), other.size)]
+    twins = ova(tmp_path / "twins.ova", Ovf(parts))
+    out = tmp_path / "out"
+    assert take(twins, out, Choice(raw=True, overwrite=overwrite)) == ["one.vmdk.raw", "one.img.raw"]
+    assert (out / "one.vmdk.raw").read_bytes() == image.model.pread(image.size, 0)
+    assert (out / "one.img.raw").read_bytes() == other.model.pread(other.size, 0)
+    assert len(os.listdir(out)) == 2
+
+
 def test_out_of_a_directory(box: Path, tmp_path: Path, image: Image) -> None:
     take(box, tmp_path / "out")
     assert take(tmp_path / "out", tmp_path / "again", Choice(raw=True, disk="1")) == ["one.raw"]
