@@ -54,7 +54,10 @@ def extract(package: Package, directory: str, choice: Choice, *, progress: Calla
     made = _make(directory)
     try:
         with ExitStack() as outputs:
-            written = [_write(package, name, directory, choice, expected, outputs, progress) for name in names]
+            written = [
+                _write(package, name, os.path.join(directory, target), choice, expected, outputs, progress)
+                for name, target in zip(names, _targets(names, raw=choice.raw), strict=True)
+            ]
     except BaseException:
         if made:
             with suppress(OSError):
@@ -132,20 +135,26 @@ def _make(directory: str) -> bool:
     return True
 
 
+def _targets(names: Sequence[str], *, raw: bool) -> list[str]:
+    """Return what the files are called: a raw disk ``x.raw`` for ``x.vmdk``, or all ``x.vmdk.raw``, ``x.img.raw``."""
+    if not raw:
+        return list(names)
+    short = [os.path.splitext(name)[0] + _RAW for name in names]
+    return short if len(set(short)) == len(short) else [name + _RAW for name in names]
+
+
 def _write(
     package: Package,
     name: str,
-    directory: str,
+    path: str,
     choice: Choice,
     expected: dict[str, manifest.Line],
     outputs: ExitStack,
     progress: Callable[[int], None],
 ) -> str:
     line = expected.get(name)
-    raw = choice.raw or False
-    path = os.path.join(directory, os.path.splitext(name)[0] + _RAW if raw else name)
     with package.open(name) as source:
-        if not raw:
+        if not choice.raw:
             target = outputs.enter_context(new_file(path, source.size, overwrite=choice.overwrite, sync=choice.sync))
             _copy(source, target, line, name, package.path, progress)
             return path

@@ -64,7 +64,10 @@ def test_raw(box: Path, tmp_path: Path, image: Image) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_raw_disks_whose_names_differ_in_their_ends_only(tmp_path: Path, image: Image, *, overwrite: bool) -> None:
     other = images.stream_optimized(tmp_path / "other", "128k:B 64k:0", name="one")
-    parts = [Part("one.vmdk", image.path.read_bytes(), image.size), Part("one.img", other.path.read_bytes(), other.size)]
+    parts = [
+        Part("one.vmdk", image.path.read_bytes(), image.size),
+        Part("one.img", other.path.read_bytes(), other.size),
+    ]
     twins = ova(tmp_path / "twins.ova", Ovf(parts))
     out = tmp_path / "out"
     assert take(twins, out, Choice(raw=True, overwrite=overwrite)) == ["one.vmdk.raw", "one.img.raw"]
