@@ -18,10 +18,7 @@ import numpy as np
 from vmdkit.errors import CorruptError, UnsupportedError
 from vmdkit.units import MIB, SECTOR
 from vmdkit.vmdk import structs
-from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
-from vmdkit.vmdk.repair import recover
-from vmdkit.vmdk.repair_cowd import mend_cowd
 from vmdkit.vmdk.structs import CowdHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
@@ -66,6 +63,10 @@ class CowdExtent(TableExtent):
 
     def open_for_writing(self, session: Session) -> None:
         """Get ready to be written; after a crash the file is checked, and mended where nobody has to decide."""
+        from vmdkit.vmdk.allocate import Copy, TableWriter  # whoever only reads need not wait for these
+        from vmdkit.vmdk.repair import recover
+        from vmdkit.vmdk.repair_cowd import mend_cowd
+
         if self.header.unclean_shutdown and recover(self._file, mend_cowd):
             self.header = _read_header(self._file)
             self.tables = _read_tables(self._file, self.header)

@@ -20,10 +20,7 @@ import numpy as np
 from vmdkit.errors import CorruptError, FormatError, UnsupportedError
 from vmdkit.units import GIB, MIB, SECTOR
 from vmdkit.vmdk import structs
-from vmdkit.vmdk.allocate import Copy, TableWriter
 from vmdkit.vmdk.extent_file import Doubt
-from vmdkit.vmdk.repair import differing_tables, recover
-from vmdkit.vmdk.repair_hosted import mend_hosted
 from vmdkit.vmdk.structs import HostedHeader, decode_sectors
 from vmdkit.vmdk.tables import GrainTables, TableExtent
 
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmdkit.device import Device
+    from vmdkit.vmdk.allocate import Copy
     from vmdkit.vmdk.session import Session
     from vmdkit.vmdk.structs import Codes
 
@@ -136,6 +134,8 @@ def _lowest_grain(header: HostedHeader, storage: Device) -> int:
 
 
 def _copy(tables: GrainTables, directory_offset: int) -> Copy:
+    from vmdkit.vmdk.allocate import Copy
+
     if (tables.directory == structs.CORRUPT).any():
         raise CorruptError("the grain directory has entries that cannot be right; check and repair it before writing")
     return Copy(directory_offset, np.maximum(tables.directory, 0).tolist())
@@ -176,6 +176,10 @@ class HostedExtent(TableExtent):
 
         After a crash (the unclean flag is set) the file is checked, and mended where nobody has to decide.
         """
+        from vmdkit.vmdk.allocate import TableWriter  # whoever only reads need not wait for what writers need
+        from vmdkit.vmdk.repair import differing_tables, recover
+        from vmdkit.vmdk.repair_hosted import mend_hosted
+
         header, storage = self.header, self._file
         unknown = header.flags & ~structs.KNOWN_FLAGS
         if header.version > 2 or unknown or header.table_entries != structs.HOSTED_ENTRIES or self._redundant:
