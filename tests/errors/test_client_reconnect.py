@@ -13,10 +13,14 @@ import pytest
 from fakes.nbd_peer import FLAGS, FLUSH, READ, SIZE, STATUS, TRIM, WRITE, ZERO, Asked, Peer, hosting
 from vmdkit.errors import ConnectionLostError, RemoteProtocolError, ReplyError
 from vmdkit.nbd import ClientOptions, NbdDevice, connect
+from vmdkit.nbd.client_core import Request
+from vmdkit.nbd.protocol import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from vmdkit.nbd.client_connection import Connection
 
     Script = Callable[[Peer], None]
 
@@ -132,6 +136,22 @@ def test_a_flush_does_not_vouch_for_what_another_server_had(tmp_path: Path) -> N
             opened.pwrite(b"a", 0)
             opened.flush()
     assert commands(seen) == [READ, WRITE, FLUSH]
+
+
+def test_a_flush_does_not_vouch_for_what_was_completed_while_a_server_went(tmp_path: Path) -> None:
+    """Another thread may find the connection lost between the reply to a write and when the write is counted."""
+    content = bytearray(SIZE)
+    with hosting(tmp_path / "s", serving(content), serving(content)) as uri, open_device(uri) as opened:
+        pool = opened._pool
+
+        def work(connection: Connection) -> None:
+            connection.call(Request(Command.WRITE, 0, 1), memoryview(b"a"))
+            pool._lost(connection, ConnectionLostError("gone"))
+
+        pool._retrying(work, Command.WRITE)
+        with pytest.raises(ConnectionLostError, match="may be lost with a connection: gone"):
+            opened.flush()
+        opened.flush()
 
 
 def test_a_flush_lost_with_its_connection(tmp_path: Path) -> None:
