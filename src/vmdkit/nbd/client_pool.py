@@ -118,6 +118,7 @@ class Pool:
         self._broken: Exception | None = None  # a server that breaks the protocol is not asked again
         self._written = self._flushed = 0  # changes that were completed, and how many of them a flush has covered
         self._doubt: Exception | None = None  # what may have taken unflushed changes along
+        self._loss: Exception | None = None  # what the newest loss of a connection was
         first = self._open(options.handshake)
         self.agreement = first.agreement
         self._connections = [first]
@@ -206,6 +207,7 @@ class Pool:
         changes = command in _CHANGES
         limit = 0.0  # when to stop, since the first loss: a server may die of this very request, each time
         for turn in range(1 << 30):
+            loss = self._loss
             connection = self._pick()
             if connection is not None:
                 try:
@@ -222,6 +224,8 @@ class Pool:
                     if changes:
                         with self._lock:
                             self._written += 1
+                            if self._loss is not loss:  # perhaps with what was just completed
+                                self._doubt = self._doubt or self._loss
                     return
             limit = limit or time.monotonic() + self._options.reconnect
             if turn:
@@ -254,6 +258,7 @@ class Pool:
 
     def _lost(self, connection: Connection, error: Exception) -> None:
         with self._lock:
+            self._loss = error
             if self._written > self._flushed and self._doubt is None:
                 self._doubt = error
             if len(self._connections) > 1 and connection in self._connections:
