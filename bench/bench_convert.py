@@ -47,6 +47,8 @@ class Case:
 CASES = (
     Case("sparse to raw, unsafe", "sparse", "raw"),
     Case("sparse to raw, durable", "sparse", "raw", ("-t", "writeback"), ()),
+    Case("raw to sparse, unsafe", "raw", "sparse"),
+    Case("raw to sparse, durable", "raw", "sparse", ("-t", "writeback"), ()),
     Case("flat to raw, unsafe", "flat", "raw"),
     Case("raw to flat, unsafe", "raw", "flat"),
     Case("stream to raw, unsafe", "stream", "raw"),
