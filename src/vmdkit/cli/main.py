@@ -9,8 +9,10 @@ verbs may define more.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
@@ -49,6 +51,9 @@ VERBS = {
 }
 
 
+_MOST_FILES = 1 << 16
+
+
 class _Ended(BaseException):
     """A signal asks to end; unwinds like KeyboardInterrupt, so that nothing half-written stays."""
 
@@ -62,6 +67,7 @@ def run() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup stays in force
             signal.signal(number, _end)
+    _allow_many_files()
     code = main()
     try:
         if sys.stdout is not None:
@@ -75,6 +81,15 @@ def run() -> int:
         say(describe(error))
         return code or 1
     return code
+
+
+def _allow_many_files() -> None:
+    """Have as many files open as the system lets us: a split disk of 2 TiB has more than a thousand, all in use."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

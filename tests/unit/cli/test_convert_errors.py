@@ -108,6 +108,21 @@ def test_a_limit_on_the_size_of_files(kind: str, big: Path, tmp_path: Path, vmdk
     assert names(tmp_path) == ["big.raw"]
 
 
+def test_more_files_than_a_program_has_open_as_a_rule(tmp_path: Path, vmdkit: Any) -> None:
+    def limit() -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, hard))
+
+    with (tmp_path / "in").open("wb") as file:
+        file.truncate(100 << 30)
+    for words in (
+        ["convert", "--raw", "in", "out", "-O", "twoGbMaxExtentSparse", "--no-sync"],
+        ["compare", "--raw-a", "in", "out"],
+    ):
+        done = vmdkit(*words, preexec_fn=limit)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_file_system(kind: str, big: Path, tmp_path: Path, vmdkit: Any) -> None:
     small = tmp_path / "small"
