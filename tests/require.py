@@ -58,6 +58,18 @@ def requires(*wishes: str) -> None:
             _absent(f"{wish} is needed, this is {'.'.join(map(str, have)) or 'of no known version'}")
 
 
+@functools.cache
+def _has_module(name: str) -> bool:
+    done = subprocess.run(["/usr/bin/python3", "-c", f"import {name}"], capture_output=True, timeout=30, check=False)
+    return done.returncode == 0
+
+
+def requires_module(name: str) -> None:
+    """Skip the test unless the system's Python has a module; Debian's packages are no use to ours."""
+    if not _has_module(name):
+        _absent(f"/usr/bin/python3 has no module {name}")
+
+
 def golden() -> Path:
     """Return the directory of images made by VMware's own programs; skip the test where there is none."""
     places = [os.environ.get("VMDKIT_GOLDEN"), Path(__file__).parents[1] / "../shared/golden"]
