@@ -4,7 +4,8 @@
 
 Hashing is held against ``sha256sum``, and against ``openssl dgst`` (which uses the processor's SHA instructions where
 Debian's sha256sum does not), of a file that has just the bytes that the disk has allocated; comparing against
-``qemu-img compare`` of the same two disks. Proving is held against ``convert`` without it. Runs alternate A B, B A;
+``qemu-img compare`` of the same two disks. Proving is held against ``convert`` without it, and against ``qemu-img
+convert``, durable, and ``compare`` afterwards. Runs alternate A B, B A;
 what is compared or digested is checked in each. The page cache is warm, but for what --verify drops.
 
 One JSON object a case goes to stdout, then a table: the median of the ratios and their range, CPU, largest memory.
@@ -168,12 +169,20 @@ def make_images(folder: Path, size: int) -> None:
 
 
 def proofs() -> list[Case]:
-    """Return the cases of proving: the same conversion without it is the other side."""
+    """Return the cases of proving: the same conversion without it, and what qemu's users do, are the other side."""
     cases = []
     for kind in PROOFS:
         words = ("convert", "--raw", "disk.raw", "-O", SUBFORMATS.get(kind, kind))
-        name = f"convert --verify raw to {kind} / without"
-        cases.append(Case(name, (TOOL, *words, "plain.vmdk"), (*words, "proved.vmdk", "--verify")))
+        proved = (*words, "proved.vmdk", "--verify")
+        cases.append(Case(f"convert --verify raw to {kind} / without", (TOOL, *words, "plain.vmdk"), proved))
+        form = "raw" if kind == "raw" else "vmdk"
+        options = "" if kind == "raw" else f"-o subformat={SUBFORMATS[kind]}"
+        theirs = (
+            f"qemu-img convert -t writeback -f raw -O {form} {options} disk.raw plain.vmdk && "
+            f"qemu-img compare -q -f raw -F {form} disk.raw plain.vmdk"
+        )
+        name = f"convert --verify raw to {kind} / qemu-img convert, compare"
+        cases.append(Case(name, ("sh", "-c", theirs), proved))
     return cases
 
 
