@@ -204,3 +204,19 @@ def test_a_server_that_lies_is_found_out(liar: str, disk: Path, tmp_path: Path) 
         text = ours("copy", "--raw-source", disk, uri, "--verify", code=3)
     assert "it is not what its source holds: byte " in text
     assert "it stays as it is written" in text
+
+
+def test_only_full_finds_out_a_server_whose_map_lies(tmp_path: Path) -> None:
+    """It says that all is a hole: a source that is copied, and digested, as nothing."""
+    command = nbdkit(
+        "eval",
+        "get_size=echo 65536",
+        "pread=head -c $3 /dev/zero | tr '\\0' x",
+        "can_extents=exit 0",
+        "extents=echo 0 65536 hole,zero",
+    )
+    with served(tmp_path, *command) as uri:
+        assert ours("convert", uri, tmp_path / "a.raw", "--verify").startswith("proved equal")
+        text = ours("convert", uri, tmp_path / "b.raw", "--verify=full", code=3)
+    assert "byte 0 is 0x00, not 0x78" in text
+    assert not (tmp_path / "b.raw").exists()

@@ -17,6 +17,7 @@ from vmdkit.converter import FORMATS, Order, convert
 from vmdkit.errors import FormatError
 from vmdkit.storage.memory import MemoryDevice
 from vmdkit.witness.disk import open_raw, open_vhd, open_vmdk
+from vmdkit.witness.part import File
 
 if TYPE_CHECKING:
     from vmdkit.device import Device
@@ -76,6 +77,22 @@ def test_a_vhd_whose_footer_is_damaged(at: int, tmp_path: Path) -> None:
         file.write(b"?")
     with pytest.raises(FormatError, match=r"it does not end as a fixed VHD does \(at offset 0x1000\)"):
         open_vhd(str(path))
+
+
+def test_grains_side_by_side_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = SUBFORMATS["vmfsSparse"].build(tmp_path, "64k:A")
+    reads: list[int] = []
+    read_into = File.read_into
+
+    def counted(self: File, view: memoryview, at: int) -> None:
+        reads.append(len(view))
+        read_into(self, view, at)
+
+    monkeypatch.setattr(File, "read_into", counted)
+    with open_vmdk(str(image.path)) as disk:
+        reads.clear()
+        assert disk.pread(disk.size, 0) == expected_bytes("64k:A")
+    assert 65536 in reads  # 128 grains of a sector
 
 
 def test_a_child_takes_the_rest_from_its_parent(tmp_path: Path) -> None:
