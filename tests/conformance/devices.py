@@ -17,9 +17,11 @@ from require import requires
 from vmdkit import opener
 from vmdkit.device import BlockSize
 from vmdkit.filters.slice import SliceDevice
+from vmdkit.maker import Workshop
 from vmdkit.nbd import ActivatedAddress, ClientOptions, CommandAddress, connect
 from vmdkit.storage.file import open_file
 from vmdkit.storage.memory import MemoryDevice
+from vmdkit.vmdk.create import Construction, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +59,17 @@ def memory(directory: Path) -> Opened:
 def raw_file(directory: Path, *, writable: bool = False) -> Opened:
     image = images.monolithic_flat(directory, MIXED)
     return Opened(opener.open(image.parts[0].path, raw=True, writable=writable), image.model)
+
+
+def unnamed(directory: Path, *, recipe: Recipe) -> Opened:
+    """A disk under construction, filled, that has no name yet."""
+    model = Model(MIXED)
+    path = str(directory / "new.vmdk")
+    disk = Construction(Workshop(), path, model.size, recipe, None, overwrite=False).build_disk()
+    for offset, length, what in model.segments():
+        if what != "-":
+            disk.pwrite(model.pread(length, offset), offset)
+    return Opened(disk, model)
 
 
 def window(directory: Path, *, start: int, block: int = 1) -> Opened:
@@ -123,6 +136,10 @@ DEVICES: Final[dict[str, Callable[[Path], Opened]]] = {
     "slice-across-blocks": partial(window, start=700, block=512),
     "slice-of-file": partial(window_of_file, start=12345),
     "slice-of-file-from-0": partial(window_of_file, start=0),
+    "new-sparse": partial(unnamed, recipe=Recipe(grain=4096)),
+    "new-split-zeros": partial(unnamed, recipe=Recipe("twoGbMaxExtentSparse", zeroed_grain=True)),
+    "new-cowd": partial(unnamed, recipe=Recipe("vmfsSparse")),
+    "new-flat": partial(unnamed, recipe=Recipe("twoGbMaxExtentFlat")),
     "in-ova-stream": partial(in_ova, kind="stream-A"),
     "in-ova-sparse": partial(in_ova, kind="hosted"),
     **{kind: partial(disk, kind=kind, layout=MIXED) for kind in (*SUBFORMATS, *PATCHED)},
