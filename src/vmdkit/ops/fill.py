@@ -30,7 +30,7 @@ def fill(
     """Write what ``fd`` gives until its end to the beginning of ``destination``; does not flush.
 
     Of ``options`` granularity, rate and destination_is_zero count. Raises UsageError where more comes than the
-    destination holds: all of that is written then.
+    destination holds: what came before is written then.
     """
     tally = Tally() if tally is None else tally
     throttle = Throttle(options.rate)
