@@ -101,6 +101,7 @@ class FreshExtent(ExtentFile):
         """Bring a table back that went to the file."""
         raw = self._file.pread(self._entries * layout.WIDTH, self._addresses(number)[-1])
         table = decode_sectors(raw, low=0, high=_HIGHEST, zero_grains=self.zero_grains)
+        self._make_room()
         self._tables[number] = table
         self._spilled.discard(number)
         return table
@@ -152,10 +153,14 @@ class FreshExtent(ExtentFile):
             return self._recall(number)
         table = self._tables.get(number)
         if table is None:
-            if len(self._tables) * self._entries >= _MOST_ENTRIES:
-                self._spill()
+            self._make_room()
             table = self._tables[number] = np.full(self._entries, UNALLOCATED, dtype=np.int64)
         return table
+
+    def _make_room(self) -> None:
+        """Keep the tables in memory few: those that were there go to the file."""
+        if len(self._tables) * self._entries >= _MOST_ENTRIES:
+            self._spill()
 
     def _make_table(self, number: int) -> None:
         """Give a table its place in the file, where tables have none from the beginning."""

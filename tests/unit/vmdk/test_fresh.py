@@ -171,6 +171,20 @@ def test_pointers_end_at_2_tib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         disk.pwrite(b"A" * 128 * KIB, 0)
 
 
+def test_few_tables_are_in_memory(tmp_path: Path) -> None:
+    """Whatever is written and read, back and forth."""
+    with new_disk(Workshop(), str(tmp_path / "a.vmdk"), 32 * MIB, Recipe(grain=4 * KIB)) as disk:
+        (extent,) = disk.extent_files
+        assert isinstance(extent, fresh.FreshExtent)
+        for _ in range(2):
+            for at in range(0, 32 * MIB, MIB):
+                disk.pwrite(bytes([at // MIB + 1]) * 4 * KIB, at)
+                assert len(extent._tables) <= 2
+        for at in range(0, 32 * MIB, MIB):
+            assert disk.pread(4 * KIB, at) == bytes([at // MIB + 1]) * 4 * KIB
+            assert len(extent._tables) <= 2
+
+
 def test_a_cowd_base_has_every_grain(tmp_path: Path) -> None:
     """Without a parent nothing may be left for a parent to say, and zeros cost no space."""
     path = str(tmp_path / "a.vmdk")
