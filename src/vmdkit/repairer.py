@@ -15,6 +15,8 @@ from vmdkit.errors import UsageError, VmdkitError
 from vmdkit.ops.copy import CopyOptions, copy
 from vmdkit.storage.directory import LocalFiles
 from vmdkit.storage.file import open_file
+from vmdkit.vmdk.check import may_be_cut
+from vmdkit.vmdk.check_findings import Severity
 from vmdkit.vmdk.image import FileKind, classify
 from vmdkit.vmdk.locks import LockSet
 from vmdkit.vmdk.repair_disk import repair_disk
@@ -72,13 +74,52 @@ def repair(
         storage.close()
         storage = open_file(name, writable=True)
     log = UndoLog(_free_name(f"{storage.name}.undo")) if undo and not plan else None
+    resizing = _was_resizing(path, allow_paths)
     try:
         report = repair_disk(storage, gate, steps, locks=None if plan else LockSet(), undo=log)
     finally:
         if log is not None:
             log.close()
+    if resizing:
+        report = _finish_resizing(path, report, steps, allow_paths)
     report.path = path
     return Repaired(report, steps.done, log.path if log is not None and log.used else "", plan)
+
+
+def _was_resizing(path: str, allow_paths: Sequence[str]) -> bool:
+    """Tell whether the disk is as an interrupted resizing leaves it; mending clears the flag that says so."""
+    from vmdkit import opener
+
+    try:
+        with opener.open(path, single_link=True, allow_paths=allow_paths) as disk:
+            lines = disk.descriptor.extents  # type: ignore[attr-defined]
+            for line, extent in zip(lines, disk.extent_files, strict=False):  # type: ignore[attr-defined]
+                header = getattr(extent, "header", None)
+                larger = header is not None and header.capacity > line.length
+                if larger and extent.storage is not None and may_be_cut(extent.storage, header, line.length):
+                    return True
+    except (VmdkitError, OSError):
+        pass  # it has other troubles
+    return False
+
+
+def _finish_resizing(path: str, report: Report, steps: Steps, allow_paths: Sequence[str]) -> Report:
+    """Give the extents the size that the descriptor says: a growing is undone, a shrinking finished.
+
+    Either way nothing is lost that the disk has: what it lacks now was not there yet, or had been given up. Resizing
+    survives a power cut at any moment by itself, and keeps nothing in the undo file.
+    """
+    from vmdkit import maker, opener
+
+    if any(each.severity is Severity.ERROR and each.code != "extent-capacity" for each in report.findings):
+        return report  # first what is worse
+    steps.add("resize", path, "bring the extents to the size that the descriptor says (not in the undo file)")
+    if steps.is_plan:
+        return report
+    with opener.open(path, single_link=True, allow_paths=allow_paths) as disk:
+        size = disk.size
+    maker.resize(path, size, shrink=True, with_children=True)
+    return check(path, allow_paths=allow_paths)
 
 
 def _free_name(path: str) -> str:

@@ -26,8 +26,11 @@ from vmdkit.vmdk.check_findings import Finder, Report, Severity
 from vmdkit.vmdk.check_hosted import HostedCheck
 from vmdkit.vmdk.check_sesparse import SeSparseCheck
 from vmdkit.vmdk.check_stream import StreamCheck
+from vmdkit.vmdk.cowd import CowdExtent
+from vmdkit.vmdk.extent_file import RunKind
+from vmdkit.vmdk.hosted import HostedExtent
 from vmdkit.vmdk.image import FileKind, classify, left_behind
-from vmdkit.vmdk.structs import HostedHeader
+from vmdkit.vmdk.structs import CowdHeader, HostedHeader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from vmdkit.device import Device
     from vmdkit.gate import Gate
     from vmdkit.vmdk.descriptor import Descriptor, ExtentLine
-    from vmdkit.vmdk.extent_file import Doubt
+    from vmdkit.vmdk.extent_file import Doubt, ExtentFile
 
 FileCheck = HostedCheck | CowdCheck | SeSparseCheck | StreamCheck
 
@@ -176,6 +179,30 @@ def _take(report: Report, found: FileCheck) -> None:
     report.leaked += found.leaked
 
 
+HALF_RESIZED = "half-resized"  # what repairer.py has resize finish
+
+
+def may_be_cut(storage: Device, header: object, length: int) -> bool:
+    """Tell whether an extent larger than its line, ``length``, can have been left so by resizing (resize.py).
+
+    It is marked unclean, or has nothing behind the line: what else lies there somebody may want back.
+    """
+    if not isinstance(header, (HostedHeader, CowdHeader)):
+        return False
+    if header.unclean_shutdown:
+        return True
+    try:
+        extent: ExtentFile
+        if isinstance(header, CowdHeader):
+            extent = CowdExtent(storage, kind="VMFSSPARSE")
+        else:
+            extent = HostedExtent(storage, header, kind="SPARSE")
+        behind = min(-(-length // extent.grain) * extent.grain, extent.length)
+        return all(run.kind is RunKind.PARENT for run in extent.runs(behind, extent.length - behind))
+    except VmdkitError:
+        return False
+
+
 class _Extents:
     """The extent lines of one descriptor."""
 
@@ -276,7 +303,16 @@ class _Extents:
             return
         _take(self._report, found)
         held = found.header.capacity if found.header is not None else line.length
-        if held != line.length:
+        if held > line.length and may_be_cut(device, found.header, line.length):
+            finder = Finder(device.name)
+            finder.add(
+                Severity.REPAIRABLE, HALF_RESIZED,
+                f"resizing was interrupted: its header has {held} bytes, its line in the descriptor {line.length}, up "
+                "to which it is read", structure="header",
+                remedy="the same vmdkit resize again, or vmdkit repair for the size that the descriptor says",
+            )  # fmt: skip
+            self._report.add(*finder.findings)
+        elif held != line.length:
             finder = Finder(device.name)
             finder.error(
                 "extent-capacity", f"its header has {held} bytes, its line in the descriptor {line.length}",
