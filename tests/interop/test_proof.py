@@ -160,7 +160,7 @@ def test_qemu_reads_what_was_written(kind: str, disk: Path, tmp_path: Path) -> N
     ours("convert", "--raw", disk, "-O", kind, tmp_path / "new.vmdk", "--verify=qemu", "--report", report)
     found = json.loads(report.read_text())
     assert found["verdict"] == "equal"
-    assert found["reading"]["reader"] == "vmdkit's second reader, then qemu-nbd"
+    assert found["reading"]["reader"].endswith("vmdkit's second reader, then qemu-nbd")
     assert found["tools"]["qemu-nbd"].startswith(("7.", "8.", "9.", "1"))
 
 

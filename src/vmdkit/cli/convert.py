@@ -84,7 +84,7 @@ def convert_verb(args: Namespace) -> int:
     kind = find_format(kind or "raw").name
     options |= level_option(args, kind)
     copying = _copying(args)
-    proof = Proof(args, "convert")
+    proof = Proof(args, "convert", kind)
     if proof.active and args.target == "-":
         raise UsageError("what went to standard output cannot be read again; --verify and --report need a DST")
     with ExitStack() as opened:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vmdkit.ops.copy import Tally
 
 _MAP, _FULL, _QEMU = "map", "full", "qemu"
+_ARCHIVE = "tar.gz"  # what is read of it is what it unpacks to
 
 
 def add_proof_options(parser: Parser) -> None:
@@ -51,7 +52,7 @@ def add_proof_options(parser: Parser) -> None:
 @contextmanager
 def written_disk(args: Namespace, location: str, kind: str) -> Iterator[Device]:
     """Open a disk of a format that ``convert`` writes, by its name."""
-    if kind.lower() == "tar.gz":
+    if kind.lower() == _ARCHIVE:
         from vmdkit.storage.file import open_file
         from vmdkit.storage.untar import unpack
 
@@ -80,11 +81,12 @@ def _noting(text: str) -> Iterator[None]:
 class Proof:
     """What one copy is told to prove. Inactive where nobody asked: then it costs and does nothing."""
 
-    def __init__(self, args: Namespace, operation: str) -> None:
+    def __init__(self, args: Namespace, operation: str, kind: str = "") -> None:
         self.mode: str | None = args.verify or (_MAP if args.report is not None else None)
         self.progress: Callable[[int], None] = lambda _: None
         self._args = args
         self._operation = operation
+        self._packed = kind.lower() == _ARCHIVE
         self._report: dict[str, Any] = {}
         self._copied = 0.0
         self._only: int | None = None
@@ -145,7 +147,7 @@ class Proof:
         from vmdkit.ops import report
 
         with written_disk(self._args, location, kind) as written:
-            self._report["destination"] = report.describe(written, location)
+            self._report["destination"] = self._describe(written, location)
             if self._only is not None:
                 self._report["destination"]["compared"] = self._only
         self._report["copied"] = {"moved": tally.moved, "read": tally.read, "skipped": tally.skipped}
@@ -174,13 +176,15 @@ class Proof:
         expected = self._digesting.digest(self.progress)
         self._report |= {
             "source": report.describe(source, self._args.source),
-            "destination": {**report.describe(written, self._args.target), "files": []},
+            "destination": {**self._describe(written, self._args.target), "files": []},
             "digests": report.digests(expected, None),
         }
         self._only = only
         cache = "the cache was kept"
         if self._durable:
-            cache = "the cache was dropped before" if verify.drop_cache(written) else "by a new connection"
+            dropped = verify.drop_cache(written)
+            if not self._packed:  # an archive has been unpacked by now, out of the cache
+                cache = "the cache was dropped before" if dropped else "by a new connection"
         for name, tools, reader in self._readers(written):
             self._report["reading"] = {"reader": name, "trust": f"{self._trust()}; {cache}"}
             self._report |= report.surroundings({"vmdkit": __version__, **tools})
@@ -222,11 +226,24 @@ class Proof:
         if verify.has_second_reader(written):
             try:
                 with self._refusals():
-                    return "vmdkit's second reader", verify.second_reader(written, self._args.target)
+                    name = "vmdkit's second reader"
+                    name = f"Python's tarfile, then {name}" if self._packed else name
+                    return name, verify.second_reader(written, self._args.target)
             except DifferenceError:
                 if self._only is None:
                     raise
         return "vmdkit", nullcontext(written)  # it stays the caller's
+
+    def _describe(self, written: Device, location: str) -> dict[str, Any]:
+        """Describe DST; of an archive the disk in it, but its own file."""
+        from vmdkit.ops import report
+
+        found = report.describe(written, location)
+        if self._packed:
+            found["format"] = _ARCHIVE
+            if os.path.exists(location):
+                found["files"] = [report.describe_file(location)]
+        return found
 
     def _trust(self) -> str:
         return "every byte was read" if self.mode == _FULL else "what each side calls zero was not read"

@@ -82,6 +82,12 @@ def _files(device: Device) -> Iterator[tuple[str, Report]]:
         yield from _files(part)
 
 
+def describe_file(path: str) -> Report:
+    """Return what a report says of one file. Raises OSError."""
+    status = os.stat(path)
+    return {"name": path, "size": status.st_size, "allocated": status.st_blocks * SECTOR}
+
+
 def surroundings(tools: dict[str, str]) -> Report:
     """Return the host, and the versions of the programs that took part; Python is one."""
     return {

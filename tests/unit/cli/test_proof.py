@@ -197,10 +197,22 @@ def test_checking_a_disk_against_a_report(vmdkit: Any, raw: Path, tmp_path: Path
     assert done.stdout == "disk.raw: FAILED: it has 524288 bytes, 1048576 are due\n"
 
 
-@pytest.mark.parametrize("kind", ["raw", "vhd", "vmfs"])
+@pytest.mark.parametrize("kind", [row.name for row in FORMATS.values()])
 def test_checking_every_kind_of_disk(kind: str, vmdkit: Any, raw: Path) -> None:
     vmdkit("convert", "--raw", raw.name, "-O", kind, "new", "--report", "report.json")
     assert vmdkit("hash", "--check", "report.json").stdout == "new: OK\n"
+
+
+def test_an_archive_says_what_it_is(vmdkit: Any, raw: Path, tmp_path: Path) -> None:
+    vmdkit("convert", "--raw", raw.name, "-O", "tar.gz", "new.tar.gz", "--report", "report.json")
+    found = json.loads((tmp_path / "report.json").read_text())
+    there = found["destination"]
+    assert (there["format"], there["size"]) == ("tar.gz", 1 << 20)
+    assert there["files"][0]["size"] == (tmp_path / "new.tar.gz").stat().st_size < 1 << 16
+    assert found["reading"] == {
+        "reader": "Python's tarfile, then vmdkit's second reader",
+        "trust": "what each side calls zero was not read; the cache was kept",
+    }
 
 
 def test_a_longer_destination(vmdkit: Any, tmp_path: Path) -> None:
