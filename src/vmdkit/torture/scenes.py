@@ -84,6 +84,16 @@ def _read(files: Files, name: str) -> Iterator[bytes | Finding]:
         yield Finding(UNREADABLE, f"{name}: {error}")
 
 
+def _ours(files: Files, name: str, wanted: bytes) -> list[Finding]:
+    """Find where our own reader does not read what is wanted."""
+    try:
+        with MemoryFiles(files).open_disk(name) as disk:
+            same = disk.pread(disk.size, 0) == wanted
+    except (VmdkitError, OSError) as error:
+        return [Finding(UNREADABLE, f"{name}: {error}")]
+    return [] if same else [Finding(CHANGED, f"{name} reads otherwise")]
+
+
 def _holds(files: Files, name: str, *wanted: bytes) -> Iterator[Finding]:
     """Find where a disk reads as none of ``wanted``, or cannot be opened for writing."""
     for found in _read(files, name):
@@ -163,7 +173,8 @@ def _commit(parent: str, child: str, *, keep: bool = False, delete: bool = False
             if _CHILD not in left:
                 yield from found
             elif found and found[0].kind == UNREADABLE:
-                yield from again(left)  # the parent has its new content ID, and the child does not know yet
+                # The parent has its new content ID, and the child does not know yet: others may refuse, we read on.
+                yield from _ours(left, _CHILD, held[0]) or again(left)
             else:
                 yield from found or again(left)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEEPEST = 64  # links; VMware allows 32 snapshots
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_NO_CONTENT = (0, 0xFFFFFFFE, 0xFFFFFFFF)  # IDs that say nothing about content (format spec 1.3)
 
 Identity = tuple[int, int] | str
 
@@ -66,12 +67,29 @@ def _candidates(hint: str) -> Iterator[str]:
         yield bare
 
 
-def check_parent(child: Descriptor, parent: Device, parent_cid: int | None) -> None:
+def is_half_committed(child: Descriptor, parent_cid: int) -> bool:
+    """Tell whether a commit of ``child`` into a parent with this content ID was interrupted between its first steps.
+
+    The parent is given the child's own content ID before its first byte changes, the child's parentCID follows
+    (commit.py). A parent can have that ID from nowhere else, and from then on the chain reads as it did before.
+    """
+    return parent_cid == child.cid != child.parent_cid and child.cid not in _NO_CONTENT
+
+
+def check_parent(child: Descriptor, parent: Device, parent_cid: int | None, *, writable: bool = False) -> None:
     """Raise ChainError unless the parent is the very disk the child was made from.
 
-    ``parent_cid`` is None where the parent has none (not a VMDK).
+    ``parent_cid`` is None where the parent has none (not a VMDK). ``writable``: the child is to be written, so that
+    its content ID will change, and nothing would tell of an interrupted commit any more.
     """
-    if parent_cid is not None and parent_cid != child.parent_cid:
+    if parent_cid is not None and is_half_committed(child, parent_cid):
+        if writable:
+            raise ChainError(
+                f"committing it to {parent.name} was interrupted: vmdkit commit goes on with that, vmdkit repair makes "
+                "it fit to be written; it can be read as it is",
+                path=child.path,
+            )
+    elif parent_cid is not None and parent_cid != child.parent_cid:
         raise ChainError(
             f"its parent {parent.name} has changed since: content ID {parent_cid:08x}, "
             f"{child.parent_cid:08x} is due; reading both together would mix two states "

@@ -91,7 +91,13 @@ def _compare(
     except VmdkitError as error:
         finder.error("parent-unreadable", f"its parent {parent.name} cannot be read: {error.message}", structure=_LINK)
         return None, seen
-    if cid != text.parent_cid:
+    if chain.is_half_committed(text, cid):
+        finder.add(
+            Severity.REPAIRABLE, "half-committed", f"committing it to {parent.name} was interrupted; it reads as "
+            "before, other programs may refuse it", structure=_LINK,
+            remedy="vmdkit commit goes on with that, vmdkit repair takes it back to an ordinary child",
+        )  # fmt: skip
+    elif cid != text.parent_cid:
         finder.error(
             "chain-cid", f"its parent {parent.name} has changed since: content ID {cid:08x}, {text.parent_cid:08x} "
             "is due", structure=_LINK,

@@ -12,7 +12,8 @@
 The child stays as it is until everything it holds is durable in the parent. While the parent is half merged the
 chain reads as before: wherever the parent has changed, the child has the same bytes above it. So every step may be
 repeated, and a commit that was interrupted is finished by a second one. A power cut between 1 and 2 is known by the
-parent's content ID, which is the child's and can have come from nowhere else.
+parent's content ID, which is the child's and can have come from nowhere else: our readers go on reading then
+(``chain.is_half_committed``), writing waits until the commit is repeated or the child repaired.
 
 The parent takes over the child's content ID because it takes over its content: disks made from the child, and
 backups that know it, find what they expect. Other children of the parent do not, and are told so by that very ID.

@@ -387,7 +387,9 @@ def _open_parent(text: Descriptor, gate: Gate, options: Options, seen: tuple[Ide
         raise
     parent = open_image(file, parent_text, gate, replace(options, writable=False), seen)
     try:
-        chain.check_parent(text, parent, parent_text.cid)
+        chain.check_parent(text, parent, parent_text.cid, writable=options.writable)
+        if chain.is_half_committed(text, parent_text.cid):
+            text.doubts.append(Doubt("a commit of it was interrupted; vmdkit commit goes on with that", text.path))
     except ChainError as error:
         if not options.ignore_cid:
             parent.close()

@@ -65,8 +65,7 @@ def repair_disk(
                 file = own if embedded else staging.staged(line.name or "", text.path)
                 if file is not None:
                     _mend(file, steps)
-            if steps.consent.relink:
-                _relink(own, text, gate, steps)
+            _relink(own, text, gate, steps)
         return check_disk(_View(own), staging, name=name)
 
 
@@ -105,21 +104,38 @@ def _mend_stream(storage: Device, steps: Steps) -> None:
 
 
 def _relink(storage: Device, text: Descriptor, gate: Gate, steps: Steps) -> None:
-    """Make a child accept its parent as it is now."""
-    if text.parent_cid == NO_CID:
-        return
-    with chain.open_parent(text, gate) as file:
-        above = read_descriptor(file)
+    """Make a child accept its parent as it is now: with consent, or where a commit had got so far (commit.py)."""
+    above = _parent_text(text, gate, must=steps.consent.relink)
     if above is None or above.cid == text.parent_cid:
         return
-    chain_risk = "the parent has changed since: where this child has nothing of its own the guest sees the new bytes"
+    if chain.is_half_committed(text, above.cid):
+        chain_risk = ""
+    elif steps.consent.relink:
+        chain_risk = (
+            "the parent has changed since: where this child has nothing of its own the guest sees the new bytes"
+        )
+    else:
+        return
     match = _PARENT_CID.search(text.raw)
     if match is None or above.size != text.size:
         raise UnsupportedError("it cannot be linked again: the parent is of another size", path=text.path)
-    steps.add("relink", text.path, f"accept the parent {file.name} with its content ID {above.cid:08x}", chain_risk)
+    steps.add("relink", text.path, f"accept the parent {above.path} with its content ID {above.cid:08x}", chain_risk)
     new = text.raw[: match.start(1)] + f"{above.cid:08x}".encode() + text.raw[match.end(1) :]
     descriptor_edit.write_changed(storage, text.at, text.raw, new)
     storage.flush()
+
+
+def _parent_text(text: Descriptor, gate: Gate, *, must: bool) -> Descriptor | None:
+    """Return the parent's descriptor; None where there is no parent, or, unless there ``must`` be one, none to read."""
+    try:
+        if text.parent_cid == NO_CID:
+            return None
+        with chain.open_parent(text, gate) as file:
+            return read_descriptor(file)
+    except (VmdkitError, OSError):
+        if must:
+            raise
+        return None
 
 
 class _StagedGate(Gate):
